@@ -1,0 +1,1 @@
+"""Backends: one a file; `registry.py` maps names to them."""

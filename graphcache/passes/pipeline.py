@@ -1,0 +1,55 @@
+"""The whole compiler on one page: what runs, in which order, and why there."""
+
+from __future__ import annotations
+
+from graphcache.passes.dead_code import DeadCode
+from graphcache.passes.drop_noops import DropNoops
+from graphcache.passes.drop_stores import DropStores
+from graphcache.passes.find_regions import FindRegions
+from graphcache.passes.insert_gates import InsertGates
+from graphcache.passes.manager import Pass
+from graphcache.passes.plan_gates import PlanGates
+from graphcache.passes.sink_operands import SinkOperands
+from graphcache.passes.specialize import Specialize
+from graphcache.policy.decisions import Signature
+from graphcache.policy.policy import Policy
+
+
+def rewrite_pipeline(policies: tuple[Policy, ...]) -> tuple[Pass, ...]:
+    """From source to cached: the cache enters the graph."""
+    return (
+        # First, so that regions and branches hold only what computes.
+        DropNoops(),
+        # Before regions are named: a region must not list nodes that die later.
+        DeadCode(),
+        # Pure tagging: what could be cached.
+        FindRegions(),
+        # Pure tagging: what will be. Policies are not read after this line.
+        PlanGates(policies),
+        # The rewrite itself.
+        InsertGates(),
+        # After insertion, when it is known which branch reads what.
+        SinkOperands(),
+        # Weights that only a removed copy read.
+        DeadCode(),
+    )
+
+
+def specialize_pipeline(signature: Signature) -> tuple[Pass, ...]:
+    """From cached to lowered: one straight line per decision signature."""
+    return (
+        # Decisions become constants, gates one of their branches.
+        Specialize(signature),
+        # What only the other branch read: the saving.
+        DeadCode(),
+    )
+
+
+def store_pipeline(read: frozenset[str]) -> tuple[Pass, ...]:
+    """Once every variant is lowered: keep only the state that one of them reads."""
+    return (
+        # Needs all variants, so it cannot stand in the pipeline of any one of them.
+        DropStores(read),
+        # What only computed a dropped store.
+        DeadCode(),
+    )

@@ -1,0 +1,208 @@
+"""The host loop: resolve stream and step, pick the variant, bind, call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from graphcache.capture import output_tree
+from graphcache.errors import CaptureError
+from graphcache.policy.decisions import Step
+from graphcache.program import InputKind, Program, TensorType, placeholders
+from graphcache.runtime.clock import TIMESTEP_ARGUMENTS, Clock
+from graphcache.runtime.guard import StructureWatch, fingerprint, refuse_hooks
+from graphcache.runtime.instances import bare
+from graphcache.runtime.loop import Loop, Target, compile_loop
+from graphcache.runtime.stats import Statistics, StepRecord
+from graphcache.runtime.streams import Stream
+from graphcache.signature import Call, CallKey, CallSignature
+
+_MAX_LOOPS = 16
+
+
+class Runner:
+    """Runs one module under one policy.
+
+    Args:
+        module: The original module, in eval mode.
+        target: What to compile for.
+        scheduler: Attached scheduler, or None.
+        callback: The config's timestep callback, or None.
+
+    Raises:
+        CaptureError: If the module is in training mode, hooked, or takes arguments
+            that cannot be bound.
+        PolicyError: If the scheduler has no timesteps.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        target: Target,
+        scheduler: Any = None,
+        callback: Callable[[], Any] | None = None,
+    ) -> None:
+        self.module = module
+        self.target = target
+        self.stats = Statistics()
+        self.clock = Clock(self.stats, scheduler, callback)
+        self.signature = CallSignature(module.forward)
+        self._refuse_training()
+        refuse_hooks(module, root=False)
+        self._inspect()
+        self._loops: dict[CallKey, Loop] = {}
+        self._trees: dict[CallKey, pytree.TreeSpec] = {}
+        self._scale: float | None = None
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One call of the module."""
+        try:
+            return self._step(self.signature.bind(args, kwargs))
+        except BaseException:
+            # Whatever was interrupted, no later call may read what it left behind.
+            self.reset()
+            raise
+
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Loop:
+        """Capture and compile for one call, without running it."""
+        return self._loop(self.signature.bind(args, kwargs))
+
+    def reset(self) -> None:
+        """Reset every stream: the next call of each computes."""
+        self.clock.reset()
+
+    def _step(self, call: Call) -> Any:
+        self._refuse_training()
+        self._refuse_gradients(call)
+        if self._watch.changed():
+            self._restructure()
+        stream = self.clock.tick(self._timestep(call), lambda: self._units(call))
+        if stream.index == 0 and fingerprint(self.module) != self._fingerprint:
+            self._restructure()
+        loop = self._loop(call)
+        stream.adopt(loop)
+        return self._unflatten(call, loop, self._run(call, loop, stream))
+
+    def _run(self, call: Call, loop: Loop, stream: Stream) -> list[Tensor]:
+        signature = loop.decide(Step(stream.index, stream.timestep))
+        results = loop.variants[signature](call.tensors, stream)
+        computed = dict(zip(loop.program.predicates, signature, strict=True))
+        record = StepRecord(stream.name, stream.index, stream.timestep, computed)
+        self.stats.record(record, loop.regions)
+        stream.index += 1
+        return results
+
+    def _loop(self, call: Call) -> Loop:
+        loop = self._loops.get(call.key)
+        if loop is None:
+            self._refuse_foreign(call)
+            loop = compile_loop(bare(self.module), call, self.target, self.stats)
+            if len(self._loops) >= _MAX_LOOPS:
+                self._loops.pop(next(iter(self._loops)))
+            self._loops[call.key] = loop
+        return loop
+
+    def _unflatten(self, call: Call, loop: Loop, results: list[Tensor]) -> Any:
+        if not call.return_dict:
+            return pytree.tree_unflatten(results, loop.output)
+        tree = self._trees.get(call.key)
+        if tree is None:
+            tree = self._trees[call.key] = output_tree(bare(self.module), call)
+        return pytree.tree_unflatten(results, tree)
+
+    def _timestep(self, call: Call) -> Any:
+        for name in TIMESTEP_ARGUMENTS:
+            value = call.values.get(name)
+            if isinstance(value, Tensor):
+                return value
+            if value is not None:
+                raise CaptureError(
+                    f"{name}={value!r} is a plain number, which would be compiled into "
+                    f"the graph: pass a tensor, torch.tensor([{value!r}])"
+                )
+        return None
+
+    def _units(self, call: Call) -> float:
+        if self._scale is None:
+            self._scale = timestep_scale(self._loop(call).program)
+        return self._scale
+
+    def _inspect(self) -> None:
+        self._fingerprint = fingerprint(self.module)
+        self._watch = StructureWatch(self.module)
+        self._gradients = any(p.requires_grad for p in self.module.parameters())
+
+    def _restructure(self) -> None:
+        """The module changed: forget what was captured of it, or refuse."""
+        refuse_hooks(self.module, root=True)
+        self._loops.clear()
+        self._trees.clear()
+        self._scale = None
+        self._inspect()
+
+    def _refuse_training(self) -> None:
+        if self.module.training:
+            raise CaptureError(
+                f"{type(self.module).__name__} is in training mode, and caching is for "
+                "inference: call .eval() first"
+            )
+
+    def _refuse_gradients(self, call: Call) -> None:
+        if not torch.is_grad_enabled():
+            return
+        if self._gradients or any(tensor.requires_grad for tensor in call.tensors):
+            raise CaptureError(
+                "gradients are required at this call, and a cached step has none: "
+                "call inside torch.no_grad() (diffusers' pipelines do), or "
+                "requires_grad_(False) on the module and its inputs"
+            )
+
+    def _refuse_foreign(self, call: Call) -> None:
+        """Refuse an input on another device, or of another precision, than captured."""
+        for loop in self._loops.values():
+            known = loop.arguments
+            for path, tensor in zip(call.paths, call.tensors, strict=True):
+                seen = known.get(path)
+                if seen is not None and _is_foreign(path, tensor, seen):
+                    raise CaptureError(
+                        f"{path} is {tensor.dtype} on {tensor.device}, but was "
+                        f"captured as {seen.dtype} on {seen.device}: move the input, "
+                        "or move the module with .to() and it is captured again"
+                    )
+
+
+def _is_foreign(path: str, tensor: Tensor, seen: TensorType) -> bool:
+    if tensor.device != seen.device:
+        return True
+    floating = tensor.dtype.is_floating_point and seen.dtype.is_floating_point
+    # Schedulers differ in the precision of their timesteps, and models cast it.
+    return floating and tensor.dtype != seen.dtype and path not in TIMESTEP_ARGUMENTS
+
+
+def timestep_scale(program: Program) -> float:
+    """By what the timestep argument is multiplied to be in the scheduler's units.
+
+    Flow-matching transformers such as Flux take ``timestep / 1000`` and multiply by
+    1000 before anything else; the factor is read off the graph. 1 where there is none.
+    """
+    nodes = {node.name: node for node in placeholders(program.graph)}
+    for entry in program.inputs_of(InputKind.ARGUMENT):
+        if entry.target in TIMESTEP_ARGUMENTS:
+            return _first_factor(nodes[entry.name])
+    return 1.0
+
+
+def _first_factor(node: Any) -> float:
+    casts = (torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype)
+    for user in node.users:
+        if user.target in casts:
+            return _first_factor(user)
+        if user.target is torch.ops.aten.mul.Tensor:
+            factor = user.args[1]
+            if isinstance(factor, (int, float)) and factor >= 100:
+                return float(factor)
+    return 1.0

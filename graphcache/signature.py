@@ -1,0 +1,134 @@
+"""The call signature: arguments to flat tensors and back, fast.
+
+A call is described by a `CallKey`: shapes, dtypes, devices and strides of its tensors
+and the values of everything else. Two calls with one key run one capture.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphcache.errors import CaptureError
+
+CallKey = tuple[Hashable, ...]
+_MISSING = inspect.Parameter.empty
+_RETURN_DICT = "return_dict"
+_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the module, normalised.
+
+    Attributes:
+        values: Every argument by parameter name, in signature order, defaults filled
+            in, without ``return_dict``.
+        tensors: The tensor leaves, in order.
+        paths: Where each tensor leaf sits: ``hidden_states``, ``image_rotary_emb.0``.
+        key: What a capture is specialised on.
+        return_dict: What the caller asked for; None where the module has no such
+            parameter.
+    """
+
+    values: dict[str, Any]
+    tensors: list[Tensor]
+    paths: list[str]
+    key: CallKey
+    return_dict: bool | None
+
+
+class CallSignature:
+    """Binds calls to the parameters of `forward`.
+
+    Args:
+        forward: The module's own forward.
+
+    Raises:
+        CaptureError: If `forward` takes ``*args``, which have no names to bind to.
+    """
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self.signature = inspect.signature(forward)
+        self.defaults: dict[str, Any] = {}
+        self.open = False
+        for name, parameter in self.signature.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                raise CaptureError(
+                    f"forward{self.signature} takes *{name}: positional arguments "
+                    "without names cannot be bound. Wrap the module in one whose "
+                    "forward names them."
+                )
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                self.open = True
+            else:
+                self.defaults[name] = parameter.default
+        self.names = tuple(self.defaults)
+        self.has_return_dict = _RETURN_DICT in self.defaults
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """Normalise one call.
+
+        Raises:
+            TypeError: As Python would, for missing or unknown arguments.
+            CaptureError: For an argument that is no tensor, number, string or a
+                container of those.
+        """
+        values = self._values(args, kwargs)
+        return_dict = None
+        if self.has_return_dict:
+            return_dict = bool(values.pop(_RETURN_DICT))
+        tensors: list[Tensor] = []
+        paths: list[str] = []
+        key: list[Hashable] = []
+        for name, value in values.items():
+            _flatten(name, value, tensors, paths, key)
+        return Call(values, tensors, paths, tuple(key), return_dict)
+
+    def _values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        values = {
+            **self.defaults,
+            **dict(zip(self.names, args, strict=False)),
+            **kwargs,
+        }
+        unknown = len(values) != len(self.names) and not self.open
+        clash = len(args) > len(self.names) or not kwargs.keys().isdisjoint(
+            self.names[: len(args)]
+        )
+        if unknown or clash or any(value is _MISSING for value in values.values()):
+            # Python's own message for a wrong call.
+            self.signature.bind(*args, **kwargs)
+        return values
+
+
+def _flatten(
+    path: str,
+    value: Any,
+    tensors: list[Tensor],
+    paths: list[str],
+    key: list[Hashable],
+) -> None:
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        paths.append(path)
+        key.append((value.shape, value.dtype, value.device, value.stride()))
+    elif isinstance(value, _PLAIN):
+        key.append((type(value), value))
+    elif isinstance(value, (tuple, list)):
+        key.append((type(value), len(value)))
+        for index, item in enumerate(value):
+            _flatten(f"{path}.{index}", item, tensors, paths, key)
+    elif isinstance(value, dict):
+        key.append((dict, tuple(value)))
+        for name, item in value.items():
+            _flatten(f"{path}.{name}", item, tensors, paths, key)
+    else:
+        raise CaptureError(
+            f"argument {path} is a {type(value).__name__}: only tensors, numbers, "
+            "strings, None and tuples, lists and dicts of those can be captured"
+        )
