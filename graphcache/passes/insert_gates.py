@@ -122,8 +122,20 @@ def storage_key(value: Tensor) -> int:
 
 
 def compact(graph: fx.Graph, held: list[Any]) -> list[Any]:
-    """Copy the values whose storage would otherwise hold more than the buffers."""
-    copies = pinned([fake_value(value) for value in held])
+    """Copy values that show an operand, or whose storage holds more than they do.
+
+    An operand belongs to the caller, who may write to it after the step.
+    """
+    values = [fake_value(value) for value in held]
+    foreign = {
+        storage_key(fake_value(node))
+        for node in placeholders(graph)
+        if isinstance(fake_value(node), Tensor)
+    }
+    copies = [
+        large or storage_key(value) in foreign
+        for value, large in zip(values, pinned(values), strict=True)
+    ]
     return [
         _clone(graph, value) if copied else value
         for value, copied in zip(held, copies, strict=True)
