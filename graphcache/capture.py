@@ -59,6 +59,7 @@ def capture(module: nn.Module, call: Call) -> Capture:
     module_copy = ir.copy_module(exported.graph_module)
     inputs = _inputs(module_copy.graph, signature.input_specs, call)
     _label_regions(module_copy.graph, module)
+    _refuse_mixed_dtypes(module_copy.graph)
     program = ir.Program(
         stage=ir.Stage.SOURCE,
         module=module_copy,
@@ -191,6 +192,36 @@ def _label_regions(graph: fx.Graph, module: nn.Module) -> None:
 
 def _class_name(kind: Any) -> str:
     return kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+_PRODUCTS = tuple(
+    getattr(torch.ops.aten, name).default
+    for name in ("linear", "matmul", "bmm", "conv1d", "conv2d", "conv3d")
+)
+
+
+def _refuse_mixed_dtypes(graph: fx.Graph) -> None:
+    """Refuse products of different dtypes, which fake tensors let through."""
+    for node in graph.nodes:
+        if node.target not in _PRODUCTS:
+            continue
+        dtypes = {ir.fake_value(operand).dtype for operand in node.all_input_nodes}
+        if len(dtypes) > 1:
+            enclosing = scopes(node)
+            path = enclosing[-1].path if enclosing else "the forward"
+            names = " and ".join(sorted(map(str, dtypes)))
+            raise CaptureError(
+                f"the inputs do not fit the weights: {path} multiplies {names} "
+                f"({source_line(node)}). Convert the inputs or the module with .to(dtype)."
+            )
+
+
+def source_line(node: fx.Node) -> str:
+    """Where in the user's or the model's source a node was made, torch's own aside."""
+    lines = (node.meta.get("stack_trace") or "").splitlines()
+    files = [line.strip() for line in lines if line.strip().startswith('File "')]
+    own = [line for line in files if "/torch/nn/" not in line]
+    return (own or files or ["source line unknown"])[-1]
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def tiny_inputs(
     return {
         "hidden_states": torch.randn(batch, tokens, WIDTH, generator=generator),
         "encoder_hidden_states": torch.randn(batch, 4, WIDTH, generator=generator),
-        "timestep": torch.full((batch,), timestep),
+        "timestep": torch.full((batch,), float(timestep)),
     }
 
 

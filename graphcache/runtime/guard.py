@@ -53,13 +53,19 @@ def _hook_of(part: nn.Module) -> str | None:
         return f"a diffusers cache enabled ({type(part._cache_config).__name__})"
     if "_hf_hook" in part.__dict__:
         return "an accelerate hook"
-    if "forward" in part.__dict__:
+    forward = part.__dict__.get("forward")
+    if forward is not None and getattr(forward, "__func__", None) is not _own(part):
         return "its forward replaced"
     if any(getattr(part, name) for name in _TORCH_HOOKS):
         return "a torch forward hook"
     if part.__dict__.get("_compiled_call_impl") is not None:
         return "been compiled in place"
     return None
+
+
+def _own(part: nn.Module) -> object:
+    """The forward of the part's class; what removed hooks leave on the instance."""
+    return type(part).forward
 
 
 def fingerprint(module: nn.Module) -> Fingerprint:

@@ -120,4 +120,7 @@ def compiled_module(
         "_graphcache_remake": staticmethod(remake),
     }
     kind = type(original.__name__, (CompiledModule, original), members)
+    # Removed hooks leave the class's own forward on the instance, which would hide
+    # the compiled one.
+    module.__dict__.pop("forward", None)
     return instance_of(kind, module.__dict__)

@@ -78,6 +78,7 @@ class Runner:
     def _step(self, call: Call) -> Any:
         self._refuse_training()
         self._refuse_gradients(call)
+        _refuse_autocast(call)
         if self._watch.changed():
             self._restructure()
         stream = self.clock.tick(self._timestep(call), lambda: self._units(call))
@@ -173,6 +174,15 @@ class Runner:
                         f"captured as {seen.dtype} on {seen.device}: move the input, "
                         "or move the module with .to() and it is captured again"
                     )
+
+
+def _refuse_autocast(call: Call) -> None:
+    for kind in {tensor.device.type for tensor in call.tensors}:
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            raise CaptureError(
+                f"autocast is on for {kind}, and a graph has one precision: convert "
+                "the module and its inputs with .to(dtype) instead"
+            )
 
 
 def _is_foreign(path: str, tensor: Tensor, seen: TensorType) -> bool:

@@ -1,0 +1,1 @@
+"""Printed programs, kept as files."""
