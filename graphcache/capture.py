@@ -212,7 +212,8 @@ def _refuse_mixed_dtypes(graph: fx.Graph) -> None:
             names = " and ".join(sorted(map(str, dtypes)))
             raise CaptureError(
                 f"the inputs do not fit the weights: {path} multiplies {names} "
-                f"({source_line(node)}). Convert the inputs or the module with .to(dtype)."
+                f"({source_line(node)}). Convert the inputs or the module with "
+                ".to(dtype)."
             )
 
 

@@ -88,6 +88,7 @@ _DATAFLOW = (
         _allow(lambda node: _is_op(node) and node.target.namespace == "aten"),  # type: ignore[union-attr]
     ),
     Rule("getitem takes a value out of a tuple", _allow(is_getitem)),
+    Rule("arithmetic on sizes that depend on data", _allow(lambda n: _is_symbolic(n))),
 )
 _GATES = (
     Rule("gate", _allow(is_gate)),
@@ -110,6 +111,13 @@ _INPUT_KINDS: dict[Stage, tuple[InputKind, ...]] = {
     ),
 }
 _BRANCH_SPEC = SPECS[Stage.LOWERED]
+
+
+def _is_symbolic(node: fx.Node) -> bool:
+    """Whether the node computes a number that stands for a size, not a tensor."""
+    return node.op == "call_function" and isinstance(
+        fake_value(node), (torch.SymInt, torch.SymFloat, torch.SymBool, int, bool)
+    )
 
 
 def _is_branch(node: fx.Node) -> bool:

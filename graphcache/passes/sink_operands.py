@@ -7,7 +7,7 @@ whatever the lowering.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ from torch import fx
 from graphcache.ops import gate_parts, is_gate, is_pure
 from graphcache.passes.insert_gates import branch, finish
 from graphcache.passes.manager import PassResult
-from graphcache.program import Program, Stage, output_values, placeholders
+from graphcache.program import Program, Stage, is_getitem, output_values, placeholders
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,18 @@ def sinkable(
     )
 
 
+def without_stray_items(moved: Mapping[fx.Node, None]) -> list[fx.Node]:
+    """The nodes in graph order, less the items of tuples that stay outside.
+
+    A branch takes tensors, so that a tuple never becomes an operand of a gate.
+    """
+    return [
+        node
+        for node in reversed(list(moved))
+        if not (is_getitem(node) and node.args[0] not in moved)
+    ]
+
+
 def plan_sinking(gate: fx.Node) -> Sinking:
     """What can move into the branches of one gate."""
     parts = gate_parts(gate)
@@ -68,7 +80,7 @@ def plan_sinking(gate: fx.Node) -> Sinking:
             if node not in buffers and sinkable(node, gate, own - other, inside):
                 inside[node] = None
             node = node.prev
-        moved.append(list(inside)[::-1])
+        moved.append(without_stray_items(inside))
     kept = dict.fromkeys(node for node in operands if node in read[0] | read[1])
     for side in moved:
         for node in side:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from graphcache import never_reuse
 from graphcache.ops import gate_parts, is_gate
@@ -11,7 +12,7 @@ from graphcache.passes.manager import run_passes
 from graphcache.passes.pipeline import rewrite_pipeline
 from graphcache.passes.sink_operands import SinkOperands
 from graphcache.program import Program
-from tests.models import tiny, tiny_inputs
+from tests.models import TinyAttention, tiny, tiny_inputs
 from tests.programs import cached, ops, source
 
 
@@ -64,3 +65,34 @@ def test_is_bitwise_and_idempotent() -> None:
     assert all(map(torch.equal, *runs))
     assert SinkOperands().run(after).edits == 0
     assert SinkOperands().run(cached(tiny())).edits == 0
+
+
+class Chained(nn.Module):
+    """Attention that reads one result of another alone, and a slice of a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = TinyAttention()
+        self.second = TinyAttention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f32[1, 4, 8] to f32[1, 2, 8]."""
+        left, right = self.first(x).split(2, 1)
+        return right + self.second(left.relu())
+
+
+def test_a_gate_reads_tensors_only() -> None:
+    x = torch.zeros(1, 4, 8)
+    program = run_passes(
+        source(Chained().eval(), {"x": x}), rewrite_pipeline((never_reuse(),))
+    )
+    for node in program.graph.nodes:
+        if is_gate(node):
+            values = [operand.meta["val"] for operand in gate_parts(node).operands]
+            assert all(isinstance(value, Tensor) for value in values)
+    assert "relu" in inside_last(program)
+
+
+def inside_last(program: Program) -> str:
+    node = [n for n in program.graph.nodes if is_gate(n)][-1]
+    return gate_parts(node).branches[0].code
