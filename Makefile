@@ -1,0 +1,47 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
+
+# The models of the tests are tiny: a second thread costs more than it gains.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint types check bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with the package and all that the other targets need
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --editable '.[dev,bench]'
+	touch $@
+
+demo: setup ## generate clips uncached and cached; figures and results go to out/
+	$(BIN)/graphcache demo
+
+test: setup ## run every test that this machine can run
+	$(TEST)
+
+test-fast: setup ## run the tests that do not compile and take seconds at most
+	$(TEST) -m "not slow"
+
+lint: setup ## check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: setup ## check types
+	$(BIN)/mypy
+
+check: lint types test ## all checks, as in CI
+
+bench: setup ## run every benchmark
+	@test -n "$(BENCHMARKS)" || { echo "benchmarks/ has no script" >&2; exit 1; }
+	set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
+
+clean: ## remove what the targets wrote, except .venv
+	rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,111 @@
+"""The command line: ``graphcache demo`` and ``graphcache inspect``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from graphcache import demo as demos
+from graphcache import inspection
+from graphcache.errors import GraphCacheError
+from graphcache.policy import pyramid_attention_broadcast
+
+app = typer.Typer(
+    help="A compiler for the denoising loop of diffusion transformers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+_DEFAULTS = demos.Settings()
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        Path, typer.Option(help="Directory of the model.", show_default=False)
+    ] = _DEFAULTS.model,
+    output: Annotated[
+        Path, typer.Option(help="Directory for figures and results.json.")
+    ] = _DEFAULTS.output,
+    steps: Annotated[
+        int, typer.Option(min=1, max=1000, help="Denoising steps.")
+    ] = _DEFAULTS.steps,
+    clips: Annotated[
+        int, typer.Option(min=1, help="Clips in one batch.")
+    ] = _DEFAULTS.clips,
+    backend: Annotated[
+        str, typer.Option(help="Backend of graphcache.compile.")
+    ] = _DEFAULTS.backend,
+    skip_range: Annotated[
+        int, typer.Option(min=1, help="Compute attention at every n-th step.")
+    ] = _DEFAULTS.skip_range,
+    guidance: Annotated[
+        float, typer.Option(min=1.0, help="Scale of classifier-free guidance.")
+    ] = _DEFAULTS.guidance,
+    with_compile: Annotated[
+        bool, typer.Option("--with-compile", help="Run uncached torch.compile too.")
+    ] = _DEFAULTS.with_compile,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads of torch on the CPU.")
+    ] = _DEFAULTS.threads,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the initial noise.")
+    ] = _DEFAULTS.seed,
+) -> None:
+    """Generate the same clips uncached and with Pyramid Attention Broadcast."""
+    settings = demos.Settings(
+        model=model,
+        output=output,
+        steps=steps,
+        clips=clips,
+        backend=backend,
+        skip_range=skip_range,
+        guidance=guidance,
+        with_compile=with_compile,
+        threads=threads,
+        seed=seed,
+    )
+    with _errors():
+        demos.run_demo(settings, Console())
+
+
+@app.command()
+def inspect(
+    model_dir: Annotated[Path, typer.Argument(help="Directory of a transformer.")],
+    spatial: Annotated[
+        int | None, typer.Option(min=1, help="Interval of self- and joint attention.")
+    ] = None,
+    temporal: Annotated[
+        int | None, typer.Option(min=1, help="Interval of attention over frames.")
+    ] = None,
+    cross: Annotated[
+        int | None, typer.Option(min=1, help="Interval of cross-attention.")
+    ] = None,
+    window: Annotated[
+        tuple[float, float], typer.Option(help="Reuse only between these timesteps.")
+    ] = (100, 800),
+) -> None:
+    """Print what Pyramid Attention Broadcast would cache (--spatial 2 by default)."""
+    if spatial is temporal is cross is None:
+        spatial = 2
+    with _errors():
+        policies = pyramid_attention_broadcast(spatial, temporal, cross, window=window)
+        typer.echo(inspection.inspect(model_dir, policies))
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Print what graphcache refuses without a traceback, and exit with 1."""
+    try:
+        yield
+    except GraphCacheError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,98 @@
+"""What `graphcache inspect` does: load a transformer, make inputs, print the plan."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import graphcache
+from graphcache.errors import GraphCacheError
+from graphcache.printer import format_plan
+
+
+def load_transformer(path: Path) -> nn.Module:
+    """Load a transformer that diffusers' ``save_pretrained`` wrote, in eval mode.
+
+    Raises:
+        GraphCacheError: If there is none in `path`, or diffusers cannot load it.
+    """
+    if not (path / "config.json").is_file():
+        raise GraphCacheError(
+            f"{path} has no config.json: give the directory that save_pretrained of a "
+            "diffusers transformer wrote"
+        )
+    loader = importlib.import_module("diffusers").AutoModel
+    try:
+        module: nn.Module = loader.from_pretrained(str(path), use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise GraphCacheError(f"diffusers cannot load {path}: {error}") from error
+    return module.eval()
+
+
+def latent_shape(config: Any) -> tuple[int, int, int, int]:
+    """Frames, channels, height and width of one clip that a CogVideoX is made for."""
+    frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
+    # Version 1.5 has patches of several frames, and its pipelines pad to whole ones.
+    frames += -frames % (config.patch_size_t or 1)
+    return frames, config.in_channels, config.sample_height, config.sample_width
+
+
+def example_inputs(transformer: nn.Module, batch: int = 2) -> dict[str, Any]:
+    """Keyword arguments of one call, of the shapes that the config asks for.
+
+    Args:
+        transformer: A `CogVideoXTransformer3DModel`.
+        batch: Clips; 2 is one clip with classifier-free guidance.
+
+    Raises:
+        GraphCacheError: For a transformer of another class.
+    """
+    name = type(transformer).__name__
+    if name != "CogVideoXTransformer3DModel":
+        raise GraphCacheError(
+            "inspect knows the inputs of CogVideoXTransformer3DModel, and this is "
+            f"{name}: call graphcache.trace(module, config, **inputs) with its inputs"
+        )
+    config: Any = transformer.config
+    dtype = next(transformer.parameters()).dtype
+    frames, channels, height, width = latent_shape(config)
+    inputs: dict[str, Any] = {
+        "hidden_states": torch.randn(
+            batch, frames, channels, height, width, dtype=dtype
+        ),
+        "encoder_hidden_states": torch.randn(
+            batch, config.max_text_seq_length, config.text_embed_dim, dtype=dtype
+        ),
+        "timestep": torch.full((batch,), 500),
+    }
+    if config.ofs_embed_dim is not None:
+        inputs["ofs"] = torch.full((1,), 2.0, dtype=dtype)
+    if config.use_rotary_positional_embeddings:
+        patches = (height // config.patch_size) * (width // config.patch_size)
+        tokens = frames // (config.patch_size_t or 1) * patches
+        table = torch.ones(tokens, config.attention_head_dim)
+        inputs["image_rotary_emb"] = (table, table.clone())
+    return inputs
+
+
+def inspect(path: Path, policies: Sequence[graphcache.Policy]) -> str:
+    """The plan of a transformer under some policies, as text.
+
+    Args:
+        path: Directory of the transformer.
+        policies: What to cache.
+
+    Raises:
+        GraphCacheError: If the model cannot be loaded or captured, or the policies
+            match nothing in it.
+    """
+    transformer = load_transformer(path)
+    inputs = example_inputs(transformer)
+    program = graphcache.trace(transformer, policies, **inputs)
+    heading = f"{type(transformer).__name__}: {len(program.regions)} attention regions"
+    return f"{heading}\n{format_plan(program)}"
