@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.hooks import (
+    ModelHook,
+    add_hook_to_module,
+    remove_hook_from_module,
+)
 from diffusers import CogVideoXTransformer3DModel
 
 import graphcache
@@ -112,6 +117,31 @@ def test_a_hook_in_mid_generation_is_refused() -> None:
             subject(**tiny_inputs(800))
         handle.remove()
         subject(**tiny_inputs(700))
+
+
+def test_offloading_hooks_wrap_the_compiled_module() -> None:
+    subject, expected = compiled(tiny()), run_loop(compiled(tiny()), 6)
+    seen: list[str] = []
+
+    class Onload(ModelHook):
+        def pre_forward(
+            self, module: object, *args: object, **kwargs: object
+        ) -> object:
+            seen.append(type(module).__name__)
+            return args, kwargs
+
+    add_hook_to_module(subject, Onload())
+    assert same(run_loop(subject, 6), expected)
+    assert seen == ["TinyTransformer"] * 6
+    remove_hook_from_module(subject)
+    assert same(run_loop(subject, 6), expected)
+
+
+def test_offloading_hooks_come_after_compiling() -> None:
+    module = tiny()
+    add_hook_to_module(module, ModelHook())
+    with pytest.raises(CaptureError, match="TinyTransformer has an accelerate hook"):
+        compiled(module)
 
 
 def test_another_shape_is_captured_again_and_frees_the_old_buffers() -> None:
