@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
-    CogVideoXTransformer3DModel,
     FasterCacheConfig,
     PyramidAttentionBroadcastConfig,
 )
@@ -25,6 +24,7 @@ from graphcache import (
     pyramid_attention_broadcast,
 )
 from tests.models import TinyAttention, run_loop, same, tiny, tiny_inputs
+from tests.zoo import ZOO, make
 
 PAB = pyramid_attention_broadcast(spatial=2)
 
@@ -102,11 +102,7 @@ def test_gradients_are_refused() -> None:
 
 
 def test_enabled_hooks_are_refused() -> None:
-    module = CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=8, num_layers=1, in_channels=4,
-        time_embed_dim=8, text_embed_dim=8, sample_width=8, sample_height=8,
-        sample_frames=5, max_text_seq_length=8,
-    ).eval()  # fmt: skip
+    module = make(ZOO["cogvideox"])
     config = PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 5
     )

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import CogVideoXTransformer3DModel
 from packaging.version import Version
 
 import graphcache
 from graphcache import pyramid_attention_broadcast
 from graphcache.program import Program
+from tests.zoo import ZOO, first_inputs, make
 
 HERE = Path(__file__).parent
 PAB = pyramid_attention_broadcast(spatial=2)
@@ -29,28 +29,8 @@ exporter = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def program() -> Program:
-    torch.manual_seed(0)
-    module = CogVideoXTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=4,
-        time_embed_dim=8,
-        text_embed_dim=8,
-        num_layers=2,
-        sample_width=8,
-        sample_height=8,
-        sample_frames=5,
-        max_text_seq_length=8,
-    ).eval()
-    return graphcache.trace(
-        module,
-        PAB,
-        hidden_states=torch.randn(2, 2, 4, 8, 8),
-        encoder_hidden_states=torch.randn(2, 8, 8),
-        timestep=torch.tensor([500, 500]),
-        return_dict=False,
-    )
+    tiny = ZOO["cogvideox"]
+    return graphcache.trace(make(tiny), PAB, **first_inputs(tiny), return_dict=False)
 
 
 def check(name: str, program: Program) -> None:

@@ -25,6 +25,7 @@ from graphcache import (
 )
 from graphcache.policy import Attention, Policy
 from tests.models import TinyTransformer, run_loop, same, tiny, tiny_inputs
+from tests.zoo import ZOO, first_inputs, make
 
 PAB = pyramid_attention_broadcast(spatial=2)
 
@@ -276,21 +277,10 @@ def test_units_of_the_timestep_are_read_off_the_graph() -> None:
 
 
 def test_a_diffusers_model_keeps_its_face(tmp_path: Path) -> None:
-    module = CogVideoXTransformer3DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=4,
-        time_embed_dim=8,
-        text_embed_dim=8,
-        num_layers=1,
-        sample_width=8,
-        sample_height=8,
-        sample_frames=5,
-        max_text_seq_length=8,
-    ).eval()
+    tiny = ZOO["cogvideox"]
+    module = make(tiny)
     subject = graphcache.compile(module, PAB, backend="eager")
-    assert subject.config.num_layers == 1
+    assert subject.config.num_layers == 2
     assert subject.dtype == torch.float32
     assert subject.device.type == "cpu"
     assert subject.config == module.config
@@ -298,11 +288,7 @@ def test_a_diffusers_model_keeps_its_face(tmp_path: Path) -> None:
     again = CogVideoXTransformer3DModel.from_pretrained(tmp_path)
     assert torch.equal(again.proj_out.weight, module.proj_out.weight)
     with torch.no_grad():
-        inputs = {
-            "hidden_states": torch.randn(1, 2, 4, 8, 8),
-            "encoder_hidden_states": torch.randn(1, 8, 8),
-            "timestep": torch.tensor([500]),
-        }
+        inputs = first_inputs(tiny)
         named = subject(**inputs)
         assert torch.equal(named.sample, module(**inputs).sample)
         assert type(named) is type(module(**inputs))
