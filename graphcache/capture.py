@@ -21,8 +21,9 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from torch.utils import _pytree as pytree
 
 from graphcache import program as ir
-from graphcache.errors import CaptureError
+from graphcache.errors import CaptureError, VerifyError
 from graphcache.signature import Call
+from graphcache.spec import verify
 
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER)
 
@@ -67,6 +68,12 @@ def capture(module: nn.Module, call: Call) -> Capture:
         results=len(ir.output_values(module_copy.graph)),
         constants=constants,
     )
+    try:
+        verify(program)
+    except VerifyError as error:
+        raise CaptureError(
+            f"{type(module).__name__} cannot be compiled: {error}"
+        ) from error
     return Capture(program, exported.call_spec.out_spec)
 
 

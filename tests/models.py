@@ -57,13 +57,14 @@ class TinyBlock(nn.Module):
         self.attn1 = attention()
         self.attn2 = attention(cross=True) if cross else None
         self.ff = nn.Linear(WIDTH, WIDTH)
+        self.gain = 1.0
 
     def forward(self, hidden: Tensor, context: Tensor, shift: Tensor) -> Tensor:
         """One block."""
         hidden = hidden + self.attn1(self.norm(hidden) + shift)
         if self.attn2 is not None:
             hidden = hidden + self.attn2(hidden, context)
-        return hidden + self.ff(hidden).relu()
+        return hidden + self.ff(hidden).relu() * self.gain
 
 
 class TinyTransformer(nn.Module):

@@ -66,10 +66,11 @@ cached program {
   %linear_5: f32[2, 3, 8] = linear(%add_1, @blocks.0.ff.weight, @blocks.0.ff.bias)
   # blocks.0
   %relu: f32[2, 3, 8] = relu(%linear_5)
-  %add_2: f32[2, 3, 8] = add(%add_1, %relu)
+  %mul: f32[2, 3, 8] = mul(%relu, 1.0)
+  %add_2: f32[2, 3, 8] = add(%add_1, %mul)
   # forward
-  %mul: f32[2, 3, 8] = mul(%add_2, 1.0)
-  return %mul | &blocks.0.attn1.0 = %getitem_1
+  %mul_1: f32[2, 3, 8] = mul(%add_2, 1.0)
+  return %mul_1 | &blocks.0.attn1.0 = %getitem_1
 }""",
     )
 
@@ -88,10 +89,11 @@ lowered program {
   %linear_5: f32[2, 3, 8] = linear(%add_1, @blocks.0.ff.weight, @blocks.0.ff.bias)
   # blocks.0
   %relu: f32[2, 3, 8] = relu(%linear_5)
-  %add_2: f32[2, 3, 8] = add(%add_1, %relu)
+  %mul: f32[2, 3, 8] = mul(%relu, 1.0)
+  %add_2: f32[2, 3, 8] = add(%add_1, %mul)
   # forward
-  %mul: f32[2, 3, 8] = mul(%add_2, 1.0)
-  return %mul
+  %mul_1: f32[2, 3, 8] = mul(%add_2, 1.0)
+  return %mul_1
 }""",
     )
 
@@ -119,5 +121,5 @@ def test_diff_is_one_line() -> None:
     before, after = source(tiny(depth=1)), cached(tiny(depth=1), PAB)
     assert_expected_inline(
         format_diff(before, after, 5),
-        """5 edits; nodes 25 -> 8; _assert_tensor_metadata -1; add -1; div -1; getitem +2; graphcache_gate +1; layer_norm -1; linear -5; scaled_dot_product_attention -1; transpose -4; unsqueeze -2; view -4""",
+        """5 edits; nodes 26 -> 9; _assert_tensor_metadata -1; add -1; div -1; getitem +2; graphcache_gate +1; layer_norm -1; linear -5; scaled_dot_product_attention -1; transpose -4; unsqueeze -2; view -4""",
     )

@@ -9,6 +9,7 @@ see (cross).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,7 +29,7 @@ from graphcache.program import (
 )
 
 _aten = torch.ops.aten
-_FUSED = (_aten.scaled_dot_product_attention.default,)
+_FUSED = re.compile(r"attention|attn")
 _SOFTMAX = (_aten.softmax.int, _aten._softmax.default)
 _PRODUCTS = (_aten.bmm.default, _aten.matmul.default, _aten.baddbmm.default)
 _STATE = (InputKind.WEIGHT, InputKind.CONSTANT)
@@ -46,13 +47,25 @@ class Product:
 def attention_products(graph: fx.Graph) -> Iterator[Product]:
     """Fused attention ops, and softmaxes between two matrix products."""
     for node in graph.nodes:
-        if node.target in _FUSED:
+        if is_fused_attention(node):
             yield Product(node, node.args[0], node.args[1])
         elif node.target in _SOFTMAX:
             scores = _scores(node)
             if scores is not None:
                 factors = [arg for arg in scores.args if isinstance(arg, fx.Node)]
                 yield Product(node, factors[-2], factors[-1])
+
+
+def is_fused_attention(node: fx.Node) -> bool:
+    """Whether the node is one operator over queries, keys and values.
+
+    ATen has several, and attention libraries register their own; all say so in their
+    names and take the three tensors first.
+    """
+    if not isinstance(node.target, torch._ops.OpOverload) or len(node.args) < 3:
+        return False
+    tensors = all(isinstance(arg, fx.Node) for arg in node.args[:3])
+    return tensors and _FUSED.search(node.target._schema.name) is not None
 
 
 def _scores(softmax: fx.Node) -> fx.Node | None:

@@ -75,10 +75,9 @@ def fingerprint(module: nn.Module) -> Fingerprint:
     attributes that are plain values (an adapter's scale, a switch).
     """
     return tuple(
-        (path, id(part), type(part), *_weights(part), *_plain(part))
+        (path, id(part) if path else None, *_weights(part), *_plain(part))
         for path, part in module.named_modules()
-        if path
-    ) + tuple(_weights(module))
+    )
 
 
 def _weights(part: nn.Module) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any, cast
 
 from torch import nn
@@ -17,6 +18,8 @@ def bare(module: nn.Module) -> nn.Module:
     the forward beneath.
     """
     state = {k: v for k, v in module.__dict__.items() if k not in INSTANCE_HOOKS}
+    # Hooks of the instance run around the compiled forward; they must not be in it.
+    state |= {"_forward_hooks": OrderedDict(), "_forward_pre_hooks": OrderedDict()}
     return instance_of(type(module), state)
 
 

@@ -135,7 +135,6 @@ class Runner:
     def _inspect(self) -> None:
         self._fingerprint = fingerprint(self.module)
         self._watch = StructureWatch(self.module)
-        self._gradients = any(p.requires_grad for p in self.module.parameters())
 
     def _restructure(self) -> None:
         """The module changed: forget what was captured of it, or refuse."""
@@ -155,7 +154,8 @@ class Runner:
     def _refuse_gradients(self, call: Call) -> None:
         if not torch.is_grad_enabled():
             return
-        if self._gradients or any(tensor.requires_grad for tensor in call.tensors):
+        weights = self.module.parameters()
+        if any(tensor.requires_grad for tensor in (*weights, *call.tensors)):
             raise CaptureError(
                 "gradients are required at this call, and a cached step has none: "
                 "call inside torch.no_grad() (diffusers' pipelines do), or "

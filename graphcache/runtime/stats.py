@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-_MAX_STEPS = 100_000
+_MAX_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Statistics:
     """Counters of one compiled module.
 
     Attributes:
-        steps: Every call, oldest first (the last 100 000).
+        steps: Every call, oldest first (the last 10 000).
         computed: Regions computed, by policy name.
         reused: Regions reused, by policy name.
         regions: Module paths of the gated regions, by policy name, in graph order.

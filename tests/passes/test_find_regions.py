@@ -91,6 +91,42 @@ def test_two_calls_of_one_module_are_two_regions() -> None:
     assert set(found[0].nodes).isdisjoint(found[1].nodes)
 
 
+@torch.library.custom_op("graphcache_tests::my_attn", mutates_args=())
+def my_attn(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """An attention library's own operator."""
+    return functional.scaled_dot_product_attention(query, key, value)
+
+
+@my_attn.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return torch.empty_like(query)
+
+
+class Foreign(nn.Module):
+    """Calls it in a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = ForeignAttention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f32[1, 2, 4] to the same."""
+        return self.attn(x) + 1
+
+
+class ForeignAttention(nn.Module):
+    """Attention by a registered operator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f32[1, 2, 4] to the same."""
+        return my_attn(x, x, x)
+
+
+def test_registered_attention_operators_are_found_by_name() -> None:
+    (region,) = regions(Foreign().eval(), {"x": torch.zeros(1, 2, 4)})
+    assert region.name == "attn"
+
+
 class NoAttention(nn.Module):
     """A softmax that is no attention, and attention in no module of its own."""
 

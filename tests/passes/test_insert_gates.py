@@ -35,7 +35,7 @@ def test_the_cache_is_inputs_outputs_and_one_op() -> None:
     assert program.stores == ("blocks.0.attn1.0",)
     text = format_program(program)
     assert text.count("gate ?always") == 1
-    assert text.endswith("return %mul | &blocks.0.attn1.0 = %getitem_1\n}")
+    assert text.endswith("return %mul_1 | &blocks.0.attn1.0 = %getitem_1\n}")
 
 
 def test_branches_keep_the_region_and_hold_its_output() -> None:

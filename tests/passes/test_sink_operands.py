@@ -31,7 +31,7 @@ def test_norm_and_modulation_move_under_the_gate() -> None:
     program = before()
     assert "layer_norm" in ops(program)
     result = SinkOperands().run(program)
-    assert ops(result.program) == ["add", "linear", "relu", "add", "mul"]
+    assert ops(result.program) == ["add", "linear", "relu", "mul", "add", "mul"]
     assert "layer_norm" in inside(result.program)
     # unsqueeze, linear, unsqueeze, div of the timestep; layer_norm, add.
     assert result.edits == 6

@@ -90,12 +90,12 @@ def test_weights_written_replaced_and_moved_are_seen() -> None:
         assert torch.equal(subject(**inputs)[0], plain(**inputs)[0])
 
 
-def test_a_changed_attribute_is_captured_again() -> None:
+@pytest.mark.parametrize("part", ["", "blocks.1"])
+def test_a_changed_attribute_is_captured_again(part: str) -> None:
     subject, plain = compiled(tiny(), never_reuse()), tiny()
     run_loop(subject, 2)
     for module in (subject, plain):
-        module.gain = 2.0
-        module.blocks[1].norm.eps = 0.1
+        module.get_submodule(part).gain = 2.0
     assert same(run_loop(subject, 2), run_loop(plain, 2))
     assert subject.cache_stats.captures == 2
 
@@ -136,6 +136,16 @@ def test_offloading_hooks_wrap_the_compiled_module() -> None:
     assert seen == ["TinyTransformer"] * 6
     remove_hook_from_module(subject)
     assert same(run_loop(subject, 6), expected)
+
+
+def test_hooks_on_the_compiled_module_run_around_it_once() -> None:
+    subject, plain = compiled(tiny(), never_reuse()), tiny()
+    run_loop(subject, 2)
+    for module in (subject, plain):
+        module.register_forward_hook(lambda _, __, output: (output[0] * 2,))
+        module.gain = 3.0
+    assert same(run_loop(subject, 3), run_loop(plain, 3))
+    assert subject.cache_stats.captures == 2
 
 
 def test_offloading_hooks_come_after_compiling() -> None:
