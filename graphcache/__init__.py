@@ -9,6 +9,7 @@ from graphcache.errors import (
     PolicyError,
     VerifyError,
 )
+from graphcache.explanation import explain
 from graphcache.policy import (
     Always,
     Attention,
@@ -32,6 +33,7 @@ __all__ = [
     "PolicyError",
     "VerifyError",
     "compile",
+    "explain",
     "never_reuse",
     "pyramid_attention_broadcast",
     "trace",

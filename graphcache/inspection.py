@@ -12,7 +12,6 @@ from torch import nn
 
 import graphcache
 from graphcache.errors import GraphCacheError
-from graphcache.printer import format_plan
 
 
 def load_transformer(path: Path) -> nn.Module:
@@ -93,6 +92,6 @@ def inspect(path: Path, policies: Sequence[graphcache.Policy]) -> str:
     """
     transformer = load_transformer(path)
     inputs = example_inputs(transformer)
-    program = graphcache.trace(transformer, policies, **inputs)
-    heading = f"{type(transformer).__name__}: {len(program.regions)} attention regions"
-    return f"{heading}\n{format_plan(program)}"
+    found = graphcache.explain(transformer, policies, **inputs)
+    regions = len(found.program.regions)
+    return f"{type(transformer).__name__}: {regions} attention regions\n{found}"

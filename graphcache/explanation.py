@@ -1,0 +1,109 @@
+"""What would be cached, what would not, and what each variant costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from graphcache.api import trace
+from graphcache.policy import Policy, configuration
+from graphcache.printer import format_plan
+from graphcache.program import Program, fake_value, placeholders
+from graphcache.runtime.loop import lower, signature_name
+
+
+@dataclass(frozen=True)
+class VariantCost:
+    """One straight-line variant.
+
+    Attributes:
+        name: Its decisions: ``spatial=reuse``.
+        nodes: Nodes of its graph.
+        flops: Floating-point operations of its products and convolutions, each
+            multiply-add counted as two.
+    """
+
+    name: str
+    nodes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found; its text is the report.
+
+    Attributes:
+        program: The cached program.
+        policies: Those that took regions, in predicate order.
+        variants: Every reachable variant, the all-compute one first.
+    """
+
+    program: Program
+    policies: tuple[Policy, ...]
+    variants: tuple[VariantCost, ...]
+
+    def __str__(self) -> str:
+        lines = [format_plan(self.program)]
+        for policy in self.policies:
+            lines.append(f"{policy.name}: {policy.decision}, {policy.predictor}")
+        whole = self.variants[0].flops
+        for variant in self.variants:
+            share = f" ({variant.flops / whole:.0%})" if whole else ""
+            lines.append(
+                f"graph {variant.name}: {variant.nodes} nodes, "
+                f"{variant.flops / 1e6:.1f} MFLOP{share}"
+            )
+        return "\n".join(lines)
+
+
+def explain(
+    module: nn.Module, config: object, /, *args: Any, **kwargs: Any
+) -> Explanation:
+    """Report what `compile` would do, without compiling.
+
+    Args:
+        module: The transformer, in eval mode.
+        config: As for `compile`.
+        *args: Positional arguments of one call.
+        **kwargs: Keyword arguments of one call.
+
+    Raises:
+        PolicyError: If `config` is unknown, malformed or matches nothing.
+        CaptureError: If the module cannot be captured.
+    """
+    program = trace(module, config, *args, **kwargs)
+    by_name = {policy.name: policy for policy in configuration(config).policies}
+    policies = tuple(by_name[name] for name in program.predicates)
+    costs = tuple(
+        VariantCost(
+            signature_name(program.predicates, signature),
+            len(variant.graph.nodes),
+            count_flops(variant),
+        )
+        for signature, variant in lower(program, policies).items()
+    )
+    return Explanation(program, policies, costs)
+
+
+def _attention_flops(
+    query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any
+) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+# torch counts the attention kernels of CUDA and leaves out the CPU's.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops
+}
+
+
+def count_flops(program: Program) -> int:
+    """Floating-point operations of a lowered program, counted on fake tensors."""
+    values = [fake_value(node) for node in placeholders(program.graph)]
+    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+        fx.Interpreter(program.module).run(*values)
+    return int(counter.get_total_flops())
