@@ -2,7 +2,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
 # The models of the tests are tiny: a second thread costs more than it gains.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
@@ -38,9 +37,8 @@ types: setup ## check types
 
 check: lint types test ## all checks, as in CI
 
-bench: setup ## run every benchmark
-	@test -n "$(BENCHMARKS)" || { echo "benchmarks/ has no script" >&2; exit 1; }
-	set -e; for script in $(BENCHMARKS); do $(BIN)/python $$script; done
+bench: setup ## run the benchmark on the small trained model
+	$(BIN)/python -m benchmarks.pab_cogvideox --size small
 
 clean: ## remove what the targets wrote, except .venv
 	rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Benchmarks: one script per claim; results lie beside the machine they ran on."""
