@@ -9,18 +9,15 @@ from typing import Any
 from torch import nn
 
 from graphcache.backends.registry import get_backend
-from graphcache.capture import capture
-from graphcache.errors import BackendError, CaptureError, PolicyError
-from graphcache.passes.manager import run_passes
-from graphcache.passes.pipeline import rewrite_pipeline
+from graphcache.errors import BackendError, CaptureError
+from graphcache.lowering import LOWERINGS, lower
 from graphcache.policy import configuration
-from graphcache.program import Program
-from graphcache.runtime.loop import Target, lower
+from graphcache.program import Program, segments
+from graphcache.rewriting import cached_program, policies_of
+from graphcache.runtime.loop import Target
 from graphcache.runtime.module import CompiledModule, compiled_module
 from graphcache.runtime.runner import Runner
 from graphcache.signature import CallSignature
-
-LOWERINGS = ("auto", "specialize")
 
 
 def compile(
@@ -41,8 +38,10 @@ def compile(
         config: A `graphcache.Policy`, a sequence of them, or one of diffusers' cache
             configs.
         backend: ``"inductor"``, ``"eager"`` or ``"reference"``.
-        lowering: ``"specialize"`` (one straight-line graph per combination of
-            decisions), or ``"auto"``, which chooses what the backend can take.
+        lowering: ``"specialize"`` (one straight-line graph per combination of the
+            host's decisions), ``"split"`` (the same, cut where the graph decides),
+            ``"conditional"`` (one graph with `torch.cond`), or ``"auto"``, which
+            chooses by the policies and what the backend can take.
         scheduler: The pipeline's scheduler, if its timesteps are to drive the policy.
         options: The backend's options, such as Inductor's ``{"max_autotune": True}``.
         example_inputs: Keyword arguments of one call, to capture and compile now
@@ -68,7 +67,7 @@ def compile(
         )
     _refuse_compiled(module)
     shown = chosen.capabilities.compiles if progress is None else progress
-    target = Target(wanted.policies, chosen, dict(options or {}), shown)
+    target = Target(wanted, chosen, lowering, dict(options or {}), shown)
     runner = Runner(module, target, scheduler, wanted.timestep_callback)
     remake = functools.partial(
         compile,
@@ -103,22 +102,29 @@ def trace(module: nn.Module, config: object, /, *args: Any, **kwargs: Any) -> Pr
     wanted = configuration(config)
     _refuse_compiled(module)
     call = CallSignature(module.forward).bind(args, kwargs)
-    return run_passes(capture(module, call).program, rewrite_pipeline(wanted.policies))
+    return cached_program(module, call, wanted).program
 
 
-def variants(program: Program, config: object) -> Sequence[Program]:
+def variants(
+    program: Program, config: object, lowering: str = "auto"
+) -> Sequence[Program]:
     """The lowered programs of a cached one, all-compute first.
+
+    Where the graph takes decisions, each is cut into its segments: the head, then what
+    follows if the regions are computed, then what follows if they are not.
 
     Args:
         program: What `trace` returned.
         config: What it was traced with.
+        lowering: As for `compile`.
     """
-    by_name = {policy.name: policy for policy in configuration(config).policies}
-    missing = [name for name in program.predicates if name not in by_name]
-    if missing:
-        raise PolicyError(f"the config has no policy {', '.join(missing)}")
-    policies = tuple(by_name[name] for name in program.predicates)
-    return tuple(lower(program, policies).values())
+    policies = policies_of(program, configuration(config))
+    found = {
+        id(part): part
+        for tree in lower(program, policies, lowering).routes.values()
+        for part in segments(tree)
+    }
+    return tuple(found.values())
 
 
 def _refuse_compiled(module: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,19 +11,20 @@ from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from graphcache.api import trace
+from graphcache.lowering import Choice, lower, signature_name
 from graphcache.policy import Policy, configuration
 from graphcache.printer import format_plan
-from graphcache.program import Program, fake_value, placeholders
-from graphcache.runtime.loop import lower, signature_name
+from graphcache.program import Fork, Lowered, Program, fake_value, placeholders
+from graphcache.rewriting import policies_of
 
 
 @dataclass(frozen=True)
 class VariantCost:
-    """One straight-line variant.
+    """What a step runs under one outcome of all decisions.
 
     Attributes:
-        name: Its decisions: ``spatial=reuse``.
-        nodes: Nodes of its graph.
+        name: The decisions: ``spatial=reuse``.
+        nodes: Nodes of its graphs.
         flops: Floating-point operations of its products and convolutions, each
             multiply-add counted as two.
     """
@@ -39,17 +41,20 @@ class Explanation:
     Attributes:
         program: The cached program.
         policies: Those that took regions, in predicate order.
-        variants: Every reachable variant, the all-compute one first.
+        lowering: How the program is lowered, and why.
+        variants: Every reachable outcome, the all-compute one first.
     """
 
     program: Program
     policies: tuple[Policy, ...]
+    lowering: Choice
     variants: tuple[VariantCost, ...]
 
     def __str__(self) -> str:
         lines = [format_plan(self.program)]
         for policy in self.policies:
             lines.append(f"{policy.name}: {policy.decision}, {policy.predictor}")
+        lines.append(f"lowering {self.lowering.name}: {self.lowering.reason}")
         whole = self.variants[0].flops
         for variant in self.variants:
             share = f" ({variant.flops / whole:.0%})" if whole else ""
@@ -76,17 +81,33 @@ def explain(
         CaptureError: If the module cannot be captured.
     """
     program = trace(module, config, *args, **kwargs)
-    by_name = {policy.name: policy for policy in configuration(config).policies}
-    policies = tuple(by_name[name] for name in program.predicates)
-    costs = tuple(
-        VariantCost(
-            signature_name(program.predicates, signature),
-            len(variant.graph.nodes),
-            count_flops(variant),
+    policies = policies_of(program, configuration(config))
+    lowering = lower(program, policies)
+    costs = [
+        cost
+        for signature, tree in lowering.routes.items()
+        for cost in _costs(
+            tree, dict(zip(lowering.host, signature, strict=True)), program
         )
-        for signature, variant in lower(program, policies).items()
-    )
-    return Explanation(program, policies, costs)
+    ]
+    return Explanation(program, policies, lowering.choice, tuple(dict.fromkeys(costs)))
+
+
+def _costs(
+    tree: Lowered, decided: Mapping[str, bool], program: Program
+) -> Iterator[VariantCost]:
+    """The cost of every outcome: that of the segments that it runs."""
+    if not isinstance(tree, Fork):
+        names = program.predicates
+        signature = tuple(decided[name] for name in names)
+        yield VariantCost(
+            signature_name(names, signature), len(tree.graph.nodes), count_flops(tree)
+        )
+        return
+    nodes, flops = len(tree.head.graph.nodes), count_flops(tree.head)
+    for side, computes in ((tree.compute, True), (tree.reuse, False)):
+        for cost in _costs(side, {**decided, tree.predicate: computes}, program):
+            yield VariantCost(cost.name, cost.nodes + nodes, cost.flops + flops)
 
 
 def _attention_flops(

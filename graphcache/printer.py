@@ -1,8 +1,9 @@
 """Stable text for programs: typed, without addresses or times.
 
-Weights print as ``@path``, buffers as ``&name``, decisions as ``?name``, every other
-value as ``%name``. A comment line names the module call that the nodes below it
-belong to. Goldens, dumps and the documentation all use this text.
+Weights print as ``@path``, buffers as ``&name``, decisions as ``?name``, numbers of the
+host as ``$name``, values of an earlier segment as ``^name``, every other value as
+``%name``. A comment line names the module call that the nodes below it belong to.
+Goldens, dumps and the documentation all use this text.
 """
 
 from __future__ import annotations
@@ -32,8 +33,12 @@ _SIGILS = {
     InputKind.CONSTANT: "@",
     InputKind.ARGUMENT: "%",
     InputKind.DECISION: "?",
+    InputKind.SCALAR: "$",
+    InputKind.THRESHOLD: "$",
+    InputKind.LIVE: "^",
     InputKind.BUFFER: "&",
 }
+_COND = torch.ops.higher_order.cond
 _END = 2**63 - 1  # what ATen writes for the open end of a slice
 Names = Mapping[str, str]
 
@@ -51,7 +56,7 @@ def format_program(program: Program, *, within: str | None = None) -> str:
     scope = ""
     for node in program.graph.nodes:
         path = _path(node)
-        if node.op in ("placeholder", "output", "get_attr") or _is_gate_item(node):
+        if node.op in ("placeholder", "output", "get_attr") or _is_branched_item(node):
             continue
         if within is not None and not _is_within(path, within):
             continue
@@ -91,18 +96,29 @@ def format_diff(before: Program, after: Program, edits: int) -> str:
 
 
 def format_plan(program: Program) -> str:
-    """The plan: one line per gate, with its buffers and their bytes."""
+    """The plan: one line per gate and per decision of the graph, with their buffers."""
     types = {buffer.name: buffer.type for buffer in program.buffers}
+
+    def held(names: Iterable[str]) -> str:
+        return ", ".join(f"&{name}: {types[name]}" for name in names) or "nothing"
+
     lines = []
+    for metric in program.metrics:
+        seen = ", ".join(f"%{name}" for name in metric.observed)
+        lines.append(
+            f"{metric.predicate}: observes {seen} holds {held(metric.buffers)}"
+        )
     for gate in program.gates:
         region = program.region(gate.region)
-        held = ", ".join(f"&{name}: {types[name]}" for name in gate.buffers)
-        lines.append(f"{gate.predicate}: {region.name} ({region.flow}) holds {held}")
-    tagged = {gate.region for gate in program.gates}
+        shown = f"{region.name} ({region.flow or region.kind})"
+        lines.append(f"{gate.predicate}: {shown} holds {held(gate.buffers)}")
+    tagged = {
+        node for gate in program.gates for node in program.region(gate.region).nodes
+    }
     lines.extend(
-        f"not cached: {region.name} ({region.flow})"
+        f"not cached: {region.name} ({region.flow or region.kind})"
         for region in program.regions
-        if region.name not in tagged
+        if region.kind == "attention" and tagged.isdisjoint(region.nodes)
     )
     lines.append(f"buffers: {program.buffer_bytes} bytes a stream")
     return "\n".join(lines)
@@ -118,37 +134,60 @@ def _header(program: Program, names: Names) -> Iterable[str]:
     gated = {gate.region: gate.predicate for gate in program.gates}
     for region in program.regions:
         tag = f" gate {gated[region.name]}" if region.name in gated else ""
-        yield f"  region {region.name}: {region.flow} {region.kind}{tag}"
+        kind = f"{region.flow} {region.kind}".strip()
+        yield f"  region {region.name}: {kind}{tag}"
 
 
 def _return_line(program: Program, names: Names) -> str:
-    values = output_values(program.graph)
-    results = ", ".join(_value(v, names) for v in values[: program.results])
-    stores = [
-        f"&{store} = {_value(value, names)}"
-        for store, value in zip(program.stores, values[program.results :], strict=True)
-    ]
-    return " | ".join([f"return {results}", *stores])
+    outputs = program.outputs
+    parts = [", ".join(_value(value, names) for value in outputs.results)]
+    for sigil, targets, values in (
+        ("&", program.stores, outputs.stores),
+        ("?", program.scores, outputs.scores),
+        ("^", program.lives, outputs.lives),
+    ):
+        parts.extend(
+            f"{sigil}{target} = {_value(value, names)}"
+            for target, value in zip(targets, values, strict=True)
+        )
+    return f"return {' | '.join(part for part in parts if part)}"
 
 
 def _node_lines(node: fx.Node, names: Names) -> list[str]:
-    return _gate_lines(node, names) if is_gate(node) else [_line(node, names)]
+    if is_gate(node):
+        parts = gate_parts(node)
+        predicate = f"?{node.meta['custom']['predicate']}"
+        shown = _value(parts.predicate, names)
+        title = f"gate {predicate}" if shown == predicate else f"gate {shown}"
+        return _branched(node, title, ("compute", "reuse"), parts.branches, names)
+    if node.target is _COND:
+        owner: Any = node.graph.owning_module
+        sides = [owner.get_submodule(arg.target) for arg in node.args[1:3]]  # type: ignore[union-attr]
+        title = f"cond {_value(node.args[0], names)}"
+        return _branched(node, title, ("compute", "reuse"), sides, names)
+    return [_line(node, names)]
 
 
-def _gate_lines(node: fx.Node, names: Names) -> list[str]:
+def _branched(
+    node: fx.Node,
+    title: str,
+    labels: tuple[str, str],
+    sides: Iterable[fx.GraphModule],
+    names: Names,
+) -> list[str]:
+    """A node with two branches, each indented below its label."""
     items: dict[int, fx.Node] = {user.args[1]: user for user in node.users}  # type: ignore[misc]
     outputs = ", ".join(
         f"%{items[i].name}: {_type(items[i])}" if i in items else "_"
         for i in range(len(fake_value(node)))
     )
-    lines = [f"{outputs} = gate {_value(node.args[0], names)} {{"]
-    for title, side in zip(
-        ("compute", "reuse"), gate_parts(node).branches, strict=True
-    ):
-        lines.append(f"  {title}:")
+    lines = [f"{outputs} = {title} {{" if outputs else f"{title} {{"]
+    for label, side in zip(labels, sides, strict=True):
+        lines.append(f"  {label}:")
         for inner in side.graph.nodes:
-            if inner.op not in ("placeholder", "output"):
-                lines.append(f"    {_line(inner, names)}")
+            hidden = inner.op in ("placeholder", "output", "get_attr")
+            if not hidden and not _is_branched_item(inner):
+                lines.extend(f"    {line}" for line in _node_lines(inner, names))
         values = ", ".join(_value(v, names) for v in output_values(side.graph))
         lines.append(f"    return {values}")
     return [*lines, "}"]
@@ -199,7 +238,8 @@ def _op_counts(graph: fx.Graph) -> Counter[str]:
 
 
 def _input_name(entry: Input) -> str:
-    return _SIGILS[entry.kind] + entry.target
+    name = _SIGILS[entry.kind] + entry.target
+    return f"{name}.threshold" if entry.kind is InputKind.THRESHOLD else name
 
 
 def _path(node: fx.Node) -> str:
@@ -214,5 +254,8 @@ def _is_within(path: str, root: str) -> bool:
     return path == root or path.startswith(root + ".")
 
 
-def _is_gate_item(node: fx.Node) -> bool:
-    return is_getitem(node) and is_gate(node.args[0])  # type: ignore[arg-type]
+def _is_branched_item(node: fx.Node) -> bool:
+    if not is_getitem(node):
+        return False
+    source: Any = node.args[0]
+    return is_gate(source) or source.target is _COND

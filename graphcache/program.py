@@ -19,6 +19,8 @@ from torch import Tensor, fx
 
 if TYPE_CHECKING:
     from graphcache.policy.predictors import Predictor
+    from graphcache.policy.scalars import Scalar
+    from graphcache.policy.threshold import Threshold
 
 
 class Stage(enum.Enum):
@@ -29,7 +31,9 @@ class Stage(enum.Enum):
     CACHED = "cached"
     """Gated regions are `gate` ops over explicit buffers and decisions."""
     LOWERED = "lowered"
-    """One decision signature: straight-line ATen, ready for a backend."""
+    """No decision is left: straight-line ATen, ready for a backend."""
+    CONDITIONAL = "conditional"
+    """Gates are `torch.cond`: one graph with all branches."""
 
 
 class InputKind(enum.Enum):
@@ -42,7 +46,14 @@ class InputKind(enum.Enum):
     ARGUMENT = "argument"
     """A tensor argument of the call, by its path in the signature."""
     DECISION = "decision"
-    """A bool scalar on the CPU: compute (True) or reuse (False), by predicate."""
+    """A bool scalar on the CPU, by predicate: compute (True) or reuse (False); for a
+    decision that the graph takes, compute without asking (True) or decide (False)."""
+    SCALAR = "scalar"
+    """A number that the host works out for each step, as a 0-dim f64 tensor."""
+    THRESHOLD = "threshold"
+    """The threshold of a decision that the graph takes, by predicate: a 0-dim f64."""
+    LIVE = "live"
+    """A value that an earlier segment of the same step computed, by its name."""
     BUFFER = "buffer"
     """A cache buffer, by its name."""
 
@@ -98,7 +109,8 @@ class Region:
     Attributes:
         name: The module path, with ``@n`` for the n-th further call of the module.
         path: The module path, as in ``named_modules()``.
-        kind: What the region computes; ``"attention"``.
+        kind: What the region computes: ``"attention"``, ``"feed-forward"``,
+            ``"block"``, ``"run"`` (of blocks), ``"module"`` or ``"model"``.
         flow: For attention, ``"self"``, ``"joint"`` or ``"cross"``, from dataflow.
         declares_cross: What the module itself says in ``is_cross_attention``.
         module_class: Qualified name of the module's class.
@@ -135,12 +147,46 @@ class Gate:
         predicate: Name of the decision that the gate obeys.
         predictor: What stands in for the region when it is not computed.
         buffers: Names of the gate's buffers, in the predictor's order.
+        operands: For a predictor that continues a stream: per result, the value of
+            its stream before the region, or ``""`` where there is none.
+        scalars: Names of the predictor's scalars, in its order.
     """
 
     region: str
     predicate: str
     predictor: Predictor
     buffers: tuple[str, ...]
+    operands: tuple[str, ...] = ()
+    scalars: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A decision that the graph takes: what it looks at and what it remembers.
+
+    Attributes:
+        predicate: Name of the decision.
+        decision: The indicator, the threshold and when it is not asked.
+        observed: Names of the values that the indicator measures.
+        buffers: Names of the indicator's buffers, in its order.
+        scalars: Names of the indicator's scalars, in its order.
+    """
+
+    predicate: str
+    decision: Threshold
+    observed: tuple[str, ...]
+    buffers: tuple[str, ...]
+    scalars: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a graph returns, by what it is for; each part in its table's order."""
+
+    results: tuple[Any, ...]
+    stores: tuple[Any, ...]
+    scores: tuple[Any, ...]
+    lives: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -151,12 +197,15 @@ class Program:
         stage: Which rules hold for the graph.
         module: The graph; its submodules are the branches of the gates.
         inputs: One entry per placeholder, in placeholder order.
-        results: How many leading outputs belong to the caller; the rest are the new
-            values of `stores`.
-        stores: Names of the buffers that the trailing outputs replace, in order.
+        results: How many leading outputs belong to the caller.
+        stores: Names of the buffers that the outputs after the results replace.
         regions: Regions found in the graph, in graph order.
-        gates: Regions tagged for caching, in graph order.
-        buffers: Every cache buffer of the gates, in gate order.
+        gates: Regions tagged for caching, the innermost first, then in graph order.
+        metrics: Decisions that the graph takes, in the order in which it can.
+        buffers: Every cache buffer of gates and metrics, in their order.
+        scalars: Every number that the host works out for each step.
+        scores: Predicates whose scores are the outputs after the stores.
+        lives: Names of the values handed to later segments: the last outputs.
         constants: Tensors that capture lifted out of the forward.
     """
 
@@ -167,7 +216,11 @@ class Program:
     stores: tuple[str, ...] = ()
     regions: tuple[Region, ...] = ()
     gates: tuple[Gate, ...] = ()
+    metrics: tuple[Metric, ...] = ()
     buffers: tuple[Buffer, ...] = ()
+    scalars: tuple[Scalar, ...] = ()
+    scores: tuple[str, ...] = ()
+    lives: tuple[str, ...] = ()
     constants: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -179,6 +232,20 @@ class Program:
     def predicates(self) -> tuple[str, ...]:
         """Names of the decisions the gates obey, in order of first use."""
         return tuple(dict.fromkeys(gate.predicate for gate in self.gates))
+
+    @property
+    def outputs(self) -> Outputs:
+        """What the graph returns, by what it is for."""
+        values = list(output_values(self.graph))
+        parts = []
+        for size in (self.results, len(self.stores), len(self.scores)):
+            parts.append(tuple(values[:size]))
+            values = values[size:]
+        return Outputs(parts[0], parts[1], parts[2], tuple(values))
+
+    def metric(self, predicate: str) -> Metric | None:
+        """How the graph takes a decision; None if the host does."""
+        return next((m for m in self.metrics if m.predicate == predicate), None)
 
     @property
     def buffer_bytes(self) -> int:
@@ -207,6 +274,37 @@ class Program:
         return format_program(self)
 
 
+@dataclass(frozen=True)
+class Fork:
+    """A program cut at a decision that the graph takes.
+
+    Attributes:
+        predicate: The decision.
+        head: Works out its score.
+        compute: What follows if the regions are computed.
+        reuse: What follows if they are not.
+    """
+
+    predicate: str
+    head: Program
+    compute: Lowered
+    reuse: Lowered
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """Every segment, the head first."""
+        return (self.head, *segments(self.compute), *segments(self.reuse))
+
+
+Lowered = Program | Fork
+"""What remains to be run of a step."""
+
+
+def segments(lowered: Lowered) -> tuple[Program, ...]:
+    """Every straight-line program of what was lowered."""
+    return lowered.programs if isinstance(lowered, Fork) else (lowered,)
+
+
 def copy_module(module: fx.GraphModule) -> fx.GraphModule:
     """A copy of the graph that shares the branch submodules."""
     graph = fx.Graph()
@@ -221,6 +319,13 @@ def copy_module(module: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(children, graph, class_name="Program")
 
 
+def drop_unused_branches(module: fx.GraphModule) -> None:
+    """Forget the branches that no node of the graph refers to."""
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in module.named_children() if name not in used]:
+        delattr(module, name)
+
+
 def output_node(graph: fx.Graph) -> fx.Node:
     """The graph's output node."""
     found: fx.Node = next(n for n in reversed(graph.nodes) if n.op == "output")
@@ -233,6 +338,12 @@ def output_values(graph: fx.Graph) -> tuple[Any, ...]:
     return tuple(values) if isinstance(values, (tuple, list)) else (values,)
 
 
+def set_outputs(graph: fx.Graph, outputs: Outputs) -> None:
+    """Make the graph return the given values."""
+    parts = (outputs.results, outputs.stores, outputs.scores, outputs.lives)
+    output_node(graph).args = (tuple(value for part in parts for value in part),)
+
+
 def placeholders(graph: fx.Graph) -> list[fx.Node]:
     """The graph's placeholders, in order."""
     return [node for node in graph.nodes if node.op == "placeholder"]
@@ -241,6 +352,15 @@ def placeholders(graph: fx.Graph) -> list[fx.Node]:
 def fake_value(node: fx.Node) -> Any:
     """The fake value that capture recorded for a node."""
     return node.meta.get("val")
+
+
+def static_type(node: fx.Node) -> TensorType | None:
+    """The type of a node's tensor; None for what is no tensor of a known shape."""
+    value = fake_value(node)
+    if not isinstance(value, Tensor):
+        return None
+    known = all(isinstance(extent, int) for extent in value.shape)
+    return TensorType.of(value) if known else None
 
 
 def is_getitem(node: fx.Node) -> bool:

@@ -7,7 +7,7 @@ and the values of everything else. Two calls with one key run one capture.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,25 @@ class CallSignature:
             # Python's own message for a wrong call.
             self.signature.bind(*args, **kwargs)
         return values
+
+
+def halved(call: Call, paths: Collection[str]) -> Call:
+    """The call with the second half of the batch alone.
+
+    Args:
+        call: A call.
+        paths: Which of its tensor arguments hold both halves.
+    """
+    values = {
+        name: value.chunk(2)[1].contiguous() if name in paths else value
+        for name, value in call.values.items()
+    }
+    tensors: list[Tensor] = []
+    leaves: list[str] = []
+    key: list[Hashable] = []
+    for name, value in values.items():
+        _flatten(name, value, tensors, leaves, key)
+    return Call(values, tensors, leaves, tuple(key), call.return_dict)
 
 
 def _flatten(

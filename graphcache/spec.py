@@ -7,7 +7,7 @@ is an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from graphcache.program import (
 )
 
 _aten = torch.ops.aten
+_COND = torch.ops.higher_order.cond
 _HOST_READS = (_aten._local_scalar_dense.default, _aten.item.default)
 
 
@@ -91,23 +92,24 @@ _GATES = (
     Rule("gate", _allow(is_gate)),
     Rule("a gate's branches are attributes", _allow(lambda node: _is_branch(node))),
 )
+_CONDITIONS = (
+    Rule("torch.cond", _allow(lambda node: node.target is _COND)),
+    Rule("the branches of a condition are attributes", _allow(lambda n: _is_side(n))),
+)
 
 SPECS: dict[Stage, tuple[Rule, ...]] = {
     Stage.SOURCE: (*_STRUCTURE, *_DATAFLOW),
     Stage.CACHED: (*_STRUCTURE, *_GATES, *_DATAFLOW),
     Stage.LOWERED: (*_STRUCTURE, *_DATAFLOW),
+    Stage.CONDITIONAL: (*_STRUCTURE, *_CONDITIONS, *_DATAFLOW),
 }
+_SOURCES = (InputKind.WEIGHT, InputKind.CONSTANT, InputKind.ARGUMENT)
 _INPUT_KINDS: dict[Stage, tuple[InputKind, ...]] = {
-    Stage.SOURCE: (InputKind.WEIGHT, InputKind.CONSTANT, InputKind.ARGUMENT),
+    Stage.SOURCE: _SOURCES,
     Stage.CACHED: tuple(InputKind),
-    Stage.LOWERED: (
-        InputKind.WEIGHT,
-        InputKind.CONSTANT,
-        InputKind.ARGUMENT,
-        InputKind.BUFFER,
-    ),
+    Stage.LOWERED: (*_SOURCES, InputKind.SCALAR, InputKind.BUFFER, InputKind.LIVE),
+    Stage.CONDITIONAL: tuple(kind for kind in InputKind if kind is not InputKind.LIVE),
 }
-_BRANCH_SPEC = SPECS[Stage.LOWERED]
 
 
 def _is_symbolic(node: fx.Node) -> bool:
@@ -121,6 +123,10 @@ def _is_branch(node: fx.Node) -> bool:
     return node.op == "get_attr" and all(is_gate(user) for user in node.users)
 
 
+def _is_side(node: fx.Node) -> bool:
+    return node.op == "get_attr" and all(user.target is _COND for user in node.users)
+
+
 def verify(program: Program) -> None:
     """Check that a program keeps the rules of its stage, branches included.
 
@@ -131,9 +137,10 @@ def verify(program: Program) -> None:
     _check_nodes(program.graph, SPECS[program.stage])
     _check_inputs(program)
     _check_outputs(program)
+    kinds = {entry.name: entry.kind for entry in program.inputs}
     for node in program.graph.nodes:
         if is_gate(node):
-            _check_gate(program, node)
+            _check_gate(node, kinds)
 
 
 def _lint(graph: fx.Graph) -> None:
@@ -176,6 +183,8 @@ def _check_inputs(program: Program) -> None:
     known = {
         InputKind.BUFFER: {buffer.name for buffer in program.buffers},
         InputKind.DECISION: set(program.predicates),
+        InputKind.THRESHOLD: {metric.predicate for metric in program.metrics},
+        InputKind.SCALAR: {scalar.name for scalar in program.scalars},
         InputKind.CONSTANT: set(program.constants),
     }
     for kind, targets in known.items():
@@ -185,14 +194,18 @@ def _check_inputs(program: Program) -> None:
 
 
 def _check_outputs(program: Program) -> None:
-    values = output_values(program.graph)
-    held = values[program.results :]
-    if len(held) != len(program.stores):
-        raise VerifyError(
-            f"{len(program.stores)} stores, but {len(held)} outputs after the results"
-        )
+    outputs = program.outputs
+    for what, names, values in (
+        ("stores", program.stores, outputs.stores),
+        ("scores", program.scores, outputs.scores),
+        ("live values", program.lives, outputs.lives),
+    ):
+        if len(names) != len(values):
+            raise VerifyError(
+                f"{len(names)} {what}, but {len(values)} outputs in their place"
+            )
     types = {buffer.name: buffer.type for buffer in program.buffers}
-    for store, value in zip(program.stores, held, strict=True):
+    for store, value in zip(program.stores, outputs.stores, strict=True):
         if store not in types:
             raise VerifyError(f"store of an unknown buffer {store}")
         found = TensorType.of(fake_value(value))
@@ -202,16 +215,18 @@ def _check_outputs(program: Program) -> None:
             )
 
 
-def _check_gate(program: Program, node: fx.Node) -> None:
+def _check_gate(node: fx.Node, kinds: Mapping[str, InputKind]) -> None:
     parts = gate_parts(node)
-    kinds = {entry.name: entry.kind for entry in program.inputs}
-    if kinds.get(parts.predicate.name) is not InputKind.DECISION:
+    decision = fake_value(parts.predicate)
+    kind = kinds.get(parts.predicate.name, InputKind.DECISION)
+    scalar = isinstance(decision, Tensor) and not decision.shape
+    if kind is not InputKind.DECISION or not scalar or decision.dtype != torch.bool:
         raise VerifyError(f"{node.name} obeys {parts.predicate}, which is no decision")
     for buffer in parts.buffers:
         if kinds.get(buffer.name) is not InputKind.BUFFER:
             raise VerifyError(f"{node.name} holds {buffer}, which is no buffer")
     wanted = list(_types((*parts.operands, *parts.buffers)))
-    returned = [_check_branch(node, side.graph, wanted) for side in parts.branches]
+    returned = [_check_branch(node, side, wanted, kinds) for side in parts.branches]
     if returned[0] != returned[1]:
         raise VerifyError(
             f"the branches of {node.name} differ: compute returns "
@@ -220,12 +235,21 @@ def _check_gate(program: Program, node: fx.Node) -> None:
         )
 
 
-def _check_branch(node: fx.Node, graph: fx.Graph, wanted: list[Any]) -> list[Any]:
-    _lint(graph)
-    _check_nodes(graph, _BRANCH_SPEC)
-    if list(_types(placeholders(graph))) != wanted:
+def _check_branch(
+    node: fx.Node,
+    side: fx.GraphModule,
+    wanted: list[Any],
+    kinds: Mapping[str, InputKind],
+) -> list[Any]:
+    _lint(side.graph)
+    _check_nodes(side.graph, SPECS[Stage.CACHED])
+    if list(_types(placeholders(side.graph))) != wanted:
         raise VerifyError(f"a branch of {node.name} does not take its operands")
-    return list(_types(output_values(graph)))
+    for inner in side.graph.nodes:
+        if is_gate(inner):
+            # A branch names its placeholders as what they stand for.
+            _check_gate(inner, kinds)
+    return list(_types(output_values(side.graph)))
 
 
 def _types(nodes: Any) -> Iterator[Any]:

@@ -25,6 +25,7 @@ cross: blocks.0.attn2 (cross) holds &blocks.0.attn2.0: f32[2, 3, 8]
 buffers: 384 bytes a stream
 spatial: Interval(every=2, window=(100, 800)), HoldOutput()
 cross: Interval(every=2, window=(100, 800)), HoldOutput()
+lowering specialize: every decision is known before the step: no branch and no host read
 graph spatial=compute cross=compute: 65 nodes, 0.0 MFLOP (100%)
 graph spatial=reuse cross=reuse: 13 nodes, 0.0 MFLOP (9%)""",
     )

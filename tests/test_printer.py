@@ -33,6 +33,7 @@ cached program {
   input %timestep: f32[2]
   input ?spatial: bool[]
   input &blocks.0.attn1.0: f32[2, 3, 8]
+  region blocks.0: block
   region blocks.0.attn1: self attention gate spatial
   # blocks.0.attn1
   %getitem: f32[2, 3, 8], %getitem_1: f32[2, 3, 8] = gate ?spatial {
@@ -82,6 +83,7 @@ def test_reuse_variant() -> None:
 lowered program {
   input %hidden_states: f32[2, 3, 8]
   input &blocks.0.attn1.0: f32[2, 3, 8]
+  region blocks.0: block
   region blocks.0.attn1: self attention gate spatial
   # blocks.0
   %add_1: f32[2, 3, 8] = add(%hidden_states, &blocks.0.attn1.0)

@@ -31,7 +31,7 @@ class InductorBackend:
     """Compiles with `torch._inductor.standalone_compile`."""
 
     name = "inductor"
-    capabilities = Capabilities(compiles=True)
+    capabilities = Capabilities(conditions=True, compiles=True)
 
     def compile(self, program: Program, options: Mapping[str, Any]) -> Executable:
         """Compile for the shapes and strides recorded in the program.

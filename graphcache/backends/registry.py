@@ -22,10 +22,12 @@ class Capabilities:
 
     Attributes:
         gates: Cached programs, with `gate` ops and decisions as inputs.
+        conditions: Programs with `torch.cond`.
         compiles: Whether it generates code, which takes long enough to show progress.
     """
 
     gates: bool = False
+    conditions: bool = False
     compiles: bool = False
 
 

@@ -14,7 +14,7 @@ from torch import fx
 
 from graphcache.ops import is_pure
 from graphcache.passes.manager import PassResult
-from graphcache.program import Input, InputKind, Program, Stage
+from graphcache.program import Input, InputKind, Program, Stage, drop_unused_branches
 
 _KEPT = (InputKind.ARGUMENT, InputKind.DECISION)
 
@@ -61,5 +61,5 @@ class DeadCode:
                 kept.append(entry)
         if not edits:
             return PassResult(program, 0)
-        edited.module.delete_all_unused_submodules()
+        drop_unused_branches(edited.module)
         return PassResult(edited.evolve(inputs=tuple(kept)), edits)

@@ -6,11 +6,11 @@ reuses, nothing is stored.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from graphcache.passes.manager import PassResult
-from graphcache.program import Program, Stage, output_node, output_values
+from graphcache.program import Program, Stage, set_outputs
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,9 @@ class DropStores:
         if not edits and buffers == program.buffers:
             return PassResult(program, 0)
         edited = program.copy()
-        values = output_values(edited.graph)
-        results, held = values[: program.results], values[program.results :]
-        kept = [value for value, kept in zip(held, keep, strict=True) if kept]
-        output_node(edited.graph).args = ((*results, *kept),)
+        outputs = edited.outputs
+        kept = tuple(v for v, kept in zip(outputs.stores, keep, strict=True) if kept)
+        set_outputs(edited.graph, replace(outputs, stores=kept))
         edited.module.recompile()
         stores = tuple(s for s, kept in zip(program.stores, keep, strict=True) if kept)
         return PassResult(edited.evolve(stores=stores, buffers=buffers), edits)

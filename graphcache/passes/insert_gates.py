@@ -1,37 +1,54 @@
 """insert-gates: each tagged region becomes one `gate` op.
 
 The compute branch is the region followed by the predictor's `update`, the reuse branch
-its `predict`. Decisions and buffers become inputs of the program, the buffers' new
-values its outputs: from here on the cache is data flow.
+its `predict`. Decisions, scalars and buffers become inputs of the program, the buffers'
+new values its outputs: from here on the cache is data flow. A decision that the graph
+takes is worked out ahead of the gates that obey it, and what it remembers is a gate of
+its own, without results.
 """
 
 from __future__ import annotations
 
 import operator
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from graphcache.analysis.dataflow import operands_of, sort_topologically
 from graphcache.ops import gate as gate_op
+from graphcache.passes.branches import (
+    Sides,
+    branch,
+    buffer_like,
+    compact,
+    finish,
+    inline,
+    pinned,
+    storage_key,
+)
 from graphcache.passes.manager import PassResult
+from graphcache.passes.tracing import scalar_like, trace
+from graphcache.policy.threshold import Threshold
 from graphcache.program import (
     Gate,
     Input,
     InputKind,
+    Metric,
+    Outputs,
     Program,
     Region,
     Stage,
-    TensorType,
+    drop_unused_branches,
     fake_value,
-    output_node,
     output_values,
     placeholders,
+    set_outputs,
 )
+
+_CALLERS = (InputKind.ARGUMENT, InputKind.WEIGHT, InputKind.CONSTANT)
 
 
 def insert_input(graph: fx.Graph, name: str, value: Any) -> fx.Node:
@@ -42,139 +59,11 @@ def insert_input(graph: fx.Graph, name: str, value: Any) -> fx.Node:
     return node
 
 
-def trace(function: Callable[..., Any], *values: Sequence[Tensor]) -> fx.Graph:
-    """The graph of a function of lists of fake tensors, flat in and out."""
-    counts = [len(group) for group in values]
-
-    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-        groups, start = [], 0
-        for count in counts:
-            groups.append(tensors[start : start + count])
-            start += count
-        return tuple(function(*groups))
-
-    traced = make_fx(flat)(*[value for group in values for value in group])
-    return traced.graph
-
-
-def inline(graph: fx.Graph, into: fx.Graph, operands: Sequence[fx.Node]) -> list[Any]:
-    """Copy a graph's body into another, its placeholders bound to `operands`."""
-    values = dict(zip(placeholders(graph), operands, strict=True))
-    for node in graph.nodes:
-        if node.op not in ("placeholder", "output"):
-            values[node] = into.node_copy(node, values.__getitem__)
-            values[node].meta = dict(node.meta)
-    bound = [
-        values[value] if isinstance(value, fx.Node) else value
-        for value in output_values(graph)
-    ]
-    return bound
-
-
-def branch(operands: Sequence[fx.Node], buffers: Sequence[fx.Node]) -> fx.Graph:
-    """An empty branch: placeholders for its operands and buffers, named as they are."""
-    graph = fx.Graph()
-    for node in (*operands, *buffers):
-        graph.placeholder(node.name).meta = dict(node.meta)
-    return graph
-
-
-def finish(graph: fx.Graph, values: Sequence[Any]) -> fx.GraphModule:
-    """Close a branch over its results and new buffers."""
-    graph.output(tuple(values))
-    return fx.GraphModule(torch.nn.Module(), graph, class_name="Branch")
-
-
-def compute_branch(
-    nodes: Sequence[fx.Node],
-    operands: Sequence[fx.Node],
-    results: Sequence[fx.Node],
-    buffers: Sequence[fx.Node],
-    gate: Gate,
-) -> fx.GraphModule:
-    """The region, then the predictor's update."""
-    graph = branch(operands, buffers)
-    inner = placeholders(graph)
-    values = dict(zip((*operands, *buffers), inner, strict=True))
-    for node in nodes:
-        values[node] = graph.node_copy(node, values.__getitem__)
-        values[node].meta = dict(node.meta)
-    outputs = [values[node] for node in results]
-    fakes = [[fake_value(node) for node in group] for group in (results, buffers)]
-    update = trace(gate.predictor.update, *fakes)
-    held = inline(update, graph, [*outputs, *inner[len(operands) :]])
-    return finish(graph, [*outputs, *compact(graph, held)])
-
-
-def pinned(values: Sequence[Tensor]) -> list[bool]:
-    """Which tensors, if kept, would keep alive more memory than they show."""
-    shown: Counter[int] = Counter()
-    for value in {id(value): value for value in values}.values():
-        shown[storage_key(value)] += TensorType.of(value).bytes
-    return [
-        shown[storage_key(value)] < value.untyped_storage().nbytes() for value in values
-    ]
-
-
-def storage_key(value: Tensor) -> int:
-    """Identity of a tensor's storage."""
-    return int(value.untyped_storage()._cdata)
-
-
-def compact(graph: fx.Graph, held: list[Any]) -> list[Any]:
-    """Copy values that show an operand, or whose storage holds more than they do.
-
-    An operand belongs to the caller, who may write to it after the step.
-    """
-    values = [fake_value(value) for value in held]
-    foreign = {
-        storage_key(fake_value(node))
-        for node in placeholders(graph)
-        if isinstance(fake_value(node), Tensor)
-    }
-    copies = [
-        large or storage_key(value) in foreign
-        for value, large in zip(values, pinned(values), strict=True)
-    ]
-    return [
-        _clone(graph, value) if copied else value
-        for value, copied in zip(held, copies, strict=True)
-    ]
-
-
-def _clone(graph: fx.Graph, value: fx.Node) -> fx.Node:
-    node = graph.call_function(
-        torch.ops.aten.clone.default,
-        (value,),
-        {"memory_format": torch.contiguous_format},
-    )
-    node.meta["val"] = buffer_like(fake_value(value), contiguous=True)
-    return node
-
-
-def buffer_like(value: Tensor, contiguous: bool) -> Tensor:
-    """A new fake of the same type, dense or with the strides of `value`."""
-    with value.fake_mode:  # type: ignore[attr-defined]
-        if contiguous:
-            return torch.empty(value.shape, dtype=value.dtype, device=value.device)
-        return torch.empty_strided(
-            value.shape, value.stride(), dtype=value.dtype, device=value.device
-        )
-
-
-def reuse_branch(
-    operands: Sequence[fx.Node], buffers: Sequence[fx.Node], gate: Gate
-) -> fx.GraphModule:
-    """The predictor in the region's place."""
-    graph = branch(operands, buffers)
-    inner = placeholders(graph)
-
-    def predict(held: Sequence[Tensor]) -> list[Tensor]:
-        outputs, kept = gate.predictor.predict(held)
-        return [*outputs, *kept]
-
-    predicted = trace(predict, [fake_value(node) for node in buffers])
-    return finish(graph, inline(predicted, graph, inner[len(operands) :]))
+def last_of(graph: fx.Graph, nodes: Iterable[fx.Node]) -> fx.Node:
+    """The last of the nodes in graph order; the last placeholder if all are inputs."""
+    wanted = {*nodes, placeholders(graph)[-1]}
+    found: fx.Node = next(node for node in reversed(graph.nodes) if node in wanted)
+    return found
 
 
 def first_reader(graph: fx.Graph, nodes: Sequence[fx.Node]) -> fx.Node:
@@ -185,6 +74,19 @@ def first_reader(graph: fx.Graph, nodes: Sequence[fx.Node]) -> fx.Node:
     return found
 
 
+def decide(
+    decision: Threshold, score: Tensor, threshold: Tensor, forced: Tensor
+) -> Any:
+    """Whether to compute, as a ``bool[]``: `Threshold.computes` in the graph."""
+    value = score.to(torch.float64)
+    if decision.indicator.inclusive:
+        beyond = value.ge(threshold)
+    else:
+        beyond = value.gt(threshold)
+    odd = value.isfinite().logical_not()
+    return [beyond.logical_or(odd).logical_or(threshold.eq(0)).logical_or(forced)]
+
+
 @dataclass
 class _Rewriter:
     """Replaces the regions of one program, one gate at a time."""
@@ -192,58 +94,204 @@ class _Rewriter:
     program: Program
     nodes: dict[str, fx.Node]
     inputs: list[Input]
-    decisions: dict[str, fx.Node]
-    stores: list[fx.Node]
+    decisions: dict[str, fx.Node] = field(default_factory=dict)
+    thresholds: dict[str, fx.Node] = field(default_factory=dict)
+    scalars: dict[str, fx.Node] = field(default_factory=dict)
+    buffers: dict[str, fx.Node] = field(default_factory=dict)
+    stores: dict[str, fx.Node] = field(default_factory=dict)
+    scores: dict[str, fx.Node] = field(default_factory=dict)
+    members: dict[str, list[fx.Node]] = field(default_factory=dict)
+    count: int = 0
 
-    def add_decision(self, predicate: str) -> None:
-        graph = self.program.graph
-        node = insert_input(graph, f"decision_{predicate}", _fake_bool(graph))
-        self.decisions[predicate] = node
-        self.inputs.append(Input(node.name, InputKind.DECISION, predicate))
+    def __post_init__(self) -> None:
+        kinds = {entry.name: entry.kind for entry in self.program.inputs}
+        self.foreign = {
+            storage_key(fake_value(node))
+            for node in placeholders(self.program.graph)
+            if kinds[node.name] in _CALLERS and isinstance(fake_value(node), Tensor)
+        }
 
-    def add_buffer(self, buffer: str, example: Tensor) -> fx.Node:
-        name = "cache_" + buffer.replace(".", "_").replace("@", "_")
-        node = insert_input(self.program.graph, name, example)
-        self.inputs.append(Input(node.name, InputKind.BUFFER, buffer))
+    @property
+    def graph(self) -> fx.Graph:
+        return self.program.graph
+
+    def add_input(
+        self, name: str, kind: InputKind, target: str, value: Tensor
+    ) -> fx.Node:
+        name = name.replace(".", "_").replace("@", "_").replace("?", "")
+        node = insert_input(self.graph, name.replace(":", "_"), value)
+        self.inputs.append(Input(node.name, kind, target))
         return node
 
-    def replace(self, gate: Gate, region: Region, number: int) -> None:
-        nodes, operands, results = (
-            [self.nodes[name] for name in names]
-            for names in (region.nodes, region.operands, region.results)
-        )
-        held = gate.predictor.initial([fake_value(node) for node in results])
-        buffers = [
-            self.add_buffer(name, buffer_like(value, contiguous=copied))
-            for name, value, copied in zip(
-                gate.buffers, held, pinned(held), strict=True
+    def add_numbers(self) -> None:
+        """Inputs for decisions, thresholds and scalars."""
+        example = _example(self.graph)
+        number = scalar_like(example)
+        for predicate in self.program.predicates:
+            self.decisions[predicate] = self.add_input(
+                f"decision_{predicate}", InputKind.DECISION, predicate, _bool(example)
             )
-        ]
-        compute = compute_branch(nodes, operands, results, buffers, gate)
-        reuse = reuse_branch(operands, buffers, gate)
-        anchor = first_reader(self.program.graph, nodes)
-        with self.program.graph.inserting_before(anchor):
-            values = self._insert(gate, number, (compute, reuse), operands, buffers)
+        for metric in self.program.metrics:
+            name = metric.predicate
+            self.thresholds[name] = self.add_input(
+                f"threshold_{name}", InputKind.THRESHOLD, name, number
+            )
+        for scalar in self.program.scalars:
+            self.scalars[scalar.name] = self.add_input(
+                f"scalar_{scalar.name}", InputKind.SCALAR, scalar.name, number
+            )
+
+    def add_buffers(
+        self, names: Sequence[str], values: Sequence[Tensor]
+    ) -> list[fx.Node]:
+        """Inputs for buffers, with the strides that their first values will have."""
+        for name, value, copied in zip(names, values, pinned(values), strict=True):
+            self.buffers[name] = self.add_input(
+                f"cache_{name}",
+                InputKind.BUFFER,
+                name,
+                buffer_like(value, contiguous=copied),
+            )
+        return [self.buffers[name] for name in names]
+
+    def measure(self, metric: Metric) -> None:
+        """Work out a decision of the graph, and let its gates obey it."""
+        indicator = metric.decision.indicator
+        observed = [self.nodes[name] for name in metric.observed]
+        fakes = [fake_value(node) for node in observed]
+        with fakes[0].fake_mode:
+            initial = list(indicator.initial(fakes))
+        buffers = self.add_buffers(metric.buffers, initial)
+        scalars = [self.scalars[name] for name in metric.scalars]
+        groups = [observed, buffers, scalars]
+        traced = trace(
+            indicator.measure, *[[fake_value(n) for n in group] for group in groups]
+        )
+        anchor = last_of(self.graph, [*observed, *buffers])
+        with self.graph.inserting_before(anchor.next):
+            measured = inline(traced, self.graph, [n for g in groups for n in g])
+            self._decide(metric, measured[0])
+        self.scores[metric.predicate] = measured[0]
+        if buffers:
+            self._remember(metric, measured, buffers)
+
+    def _decide(self, metric: Metric, score: fx.Node) -> None:
+        name = metric.predicate
+        operands = [score, self.thresholds[name], self.decisions[name]]
+        fakes = [[fake_value(node)] for node in operands]
+
+        def flat(*groups: list[Tensor]) -> Any:
+            return decide(metric.decision, *(group[0] for group in groups))
+
+        (decision,) = inline(trace(flat, *fakes), self.graph, operands)
+        self.decisions[name] = decision
+
+    def _remember(
+        self, metric: Metric, measured: list[fx.Node], buffers: list[fx.Node]
+    ) -> None:
+        """The gate of the indicator's own buffers."""
+        indicator = metric.decision.indicator
+        operands = list(dict.fromkeys(measured))
+        fakes = [[fake_value(node) for node in g] for g in (measured, buffers)]
+        sides = []
+        for function in (indicator.update, indicator.carry):
+            graph = branch(operands, buffers)
+            outer = dict(zip((*operands, *buffers), placeholders(graph), strict=True))
+            given = [outer[node] for node in (*measured, *buffers)]
+            held = inline(trace(function, *fakes), graph, given)
+            kept = compact(graph, held, self.foreign)
+            sides.append(finish(graph, kept, self.program.module))
+        anchor = last_of(self.graph, [*operands, self.decisions[metric.predicate]])
+        with self.graph.inserting_before(anchor.next):
+            values, _ = self._insert(
+                metric.predicate, f"?{metric.predicate}", sides, operands, buffers
+            )
+        self.stores.update(zip(metric.buffers, values, strict=True))
+
+    def replace(self, gate: Gate, region: Region) -> None:
+        """Put a gate in the place of a region."""
+        nodes = self._current(region)
+        results = [self.nodes[name] for name in region.results]
         inside = set(nodes)
+        inner = [name for name, node in self.stores.items() if node in inside]
+        streams = [self.nodes[name] if name else None for name in gate.operands]
+        scalars = [self.scalars[name] for name in gate.scalars]
+        fakes = [fake_value(node) for node in results]
+        with fakes[0].fake_mode:
+            initial = list(
+                gate.predictor.initial(
+                    fakes, [None if n is None else fake_value(n) for n in streams]
+                )
+            )
+        own = self.add_buffers(gate.buffers, initial)
+        buffers = [*own, *(self.buffers[name] for name in inner)]
+        wanted = [*operands_of(nodes), *filter(None, streams), *scalars]
+        operands = [n for n in dict.fromkeys(wanted) if n not in set(buffers)]
+        sides = Sides(
+            gate,
+            operands,
+            buffers,
+            streams,
+            scalars,
+            self.program.module,
+            self.foreign,
+        )
+        carried = [self.stores[name] for name in inner]
+        pair = [sides.compute(nodes, results, carried), sides.reuse()]
+        with self.graph.inserting_before(self._anchor(nodes, operands)):
+            values, members = self._insert(
+                gate.predicate, gate.region, pair, operands, buffers
+            )
+        self._rewire(results, values, inside)
+        self.stores.update(
+            zip((*gate.buffers, *inner), values[len(results) :], strict=True)
+        )
+        self.members[region.name] = members
+        for node in reversed(nodes):
+            self.graph.erase_node(node)
+
+    def _anchor(self, nodes: Sequence[fx.Node], operands: Sequence[fx.Node]) -> fx.Node:
+        """Before the first reader; or after all else, if only the caller reads it."""
+        inside = set(nodes)
+        if any(user not in inside for node in nodes for user in node.users):
+            return first_reader(self.graph, nodes)
+        return last_of(self.graph, operands).next
+
+    def _current(self, region: Region) -> list[fx.Node]:
+        """The region's nodes as they are now, gates inside it among them."""
+        wanted = {self.nodes[name] for name in region.nodes if name in self.nodes}
+        own = set(region.nodes)
+        for name, members in self.members.items():
+            if own.issuperset(self.program.region(name).nodes):
+                wanted.update(members)
+        return [node for node in self.graph.nodes if node in wanted]
+
+    def _rewire(
+        self, results: list[fx.Node], values: list[fx.Node], inside: set[fx.Node]
+    ) -> None:
         for node, value in zip(results, values, strict=False):
             node.replace_all_uses_with(
                 value, delete_user_cb=lambda user: user not in inside
             )
-            # A later region may read this result: from now on it is the gate's.
-            self.nodes[node.name] = value
-        self.stores.extend(values[len(results) :])
-        for node in reversed(nodes):
-            self.program.graph.erase_node(node)
+        renamed = dict(zip(results, values, strict=False))
+        # A later region may read a result or hold the gate: it finds it by this name.
+        self.nodes = {
+            name: renamed.get(node, node)
+            for name, node in self.nodes.items()
+            if node in renamed or node not in inside
+        }
 
     def _insert(
         self,
-        gate: Gate,
-        number: int,
-        branches: tuple[fx.GraphModule, fx.GraphModule],
-        operands: list[fx.Node],
-        buffers: list[fx.Node],
-    ) -> list[fx.Node]:
-        graph, module = self.program.graph, self.program.module
+        predicate: str,
+        region: str,
+        branches: Sequence[fx.GraphModule],
+        operands: Sequence[fx.Node],
+        buffers: Sequence[fx.Node],
+    ) -> tuple[list[fx.Node], list[fx.Node]]:
+        """Insert a gate; returns its outputs and every node made for it."""
+        graph, module = self.graph, self.program.module
+        number, self.count = self.count, self.count + 1
         names = [f"gate_{number}_compute", f"gate_{number}_reuse"]
         for name, child in zip(names, branches, strict=True):
             module.add_submodule(name, child)
@@ -251,34 +299,31 @@ class _Rewriter:
         pair = [graph.get_attr(name) for name in names]
         node = graph.call_function(
             gate_op,
-            (
-                self.decisions[gate.predicate],
-                *pair,
-                tuple(operands),
-                tuple(buffers),
-            ),
+            (self.decisions[predicate], *pair, tuple(operands), tuple(buffers)),
             name=f"gate_{number}",
         )
         node.meta = {
             "val": tuple(outputs),
-            "custom": {"region": gate.region, "predicate": gate.predicate},
+            "custom": {"region": region, "predicate": predicate},
         }
         values = []
         for index, value in enumerate(outputs):
             item = graph.call_function(operator.getitem, (node, index))
             item.meta["val"] = value
             values.append(item)
-        return values
+        return values, [*pair, node, *values]
 
 
-def _fake_bool(graph: fx.Graph) -> Tensor:
-    """A fake ``bool[]`` on the CPU, of the mode that the graph's values live in."""
-    mode = next(
-        value.fake_mode
-        for value in map(fake_value, graph.nodes)
-        if hasattr(value, "fake_mode")
+def _example(graph: fx.Graph) -> Tensor:
+    """A fake tensor of the mode that the graph's values live in, a weight if any."""
+    found: Tensor = next(
+        value for value in map(fake_value, graph.nodes) if hasattr(value, "fake_mode")
     )
-    with mode:
+    return found
+
+
+def _bool(example: Tensor) -> Tensor:
+    with example.fake_mode:  # type: ignore[attr-defined]
         return torch.empty((), dtype=torch.bool, device="cpu")
 
 
@@ -295,18 +340,31 @@ class InsertGates:
             return PassResult(program, 0)
         edited = program.copy()
         nodes = {node.name: node for node in edited.graph.nodes}
-        rewriter = _Rewriter(edited, nodes, list(edited.inputs), {}, [])
-        for predicate in program.predicates:
-            rewriter.add_decision(predicate)
-        for number, gate in enumerate(program.gates):
-            rewriter.replace(gate, program.region(gate.region), number)
-        output = output_node(edited.graph)
-        results = output_values(edited.graph)
-        output.args = ((*results, *rewriter.stores),)
+        rewriter = _Rewriter(edited, nodes, list(edited.inputs))
+        rewriter.add_numbers()
+        for metric in program.metrics:
+            rewriter.measure(metric)
+        for gate in program.gates:
+            rewriter.replace(gate, program.region(gate.region))
+        names = tuple(buffer.name for buffer in program.buffers)
+        predicates = tuple(metric.predicate for metric in program.metrics)
+        set_outputs(
+            edited.graph,
+            Outputs(
+                edited.outputs.results,
+                tuple(rewriter.stores[name] for name in names),
+                tuple(rewriter.scores[name] for name in predicates),
+                (),
+            ),
+        )
+        sort_topologically(edited.graph)
         edited.graph.lint()
+        drop_unused_branches(edited.module)
         edited.module.recompile()
-        stores = tuple(name for gate in program.gates for name in gate.buffers)
         cached = edited.evolve(
-            stage=Stage.CACHED, inputs=tuple(rewriter.inputs), stores=stores
+            stage=Stage.CACHED,
+            inputs=tuple(rewriter.inputs),
+            stores=names,
+            scores=predicates,
         )
         return PassResult(cached, len(program.gates))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graphcache.passes.conditional import Conditional
 from graphcache.passes.dead_code import DeadCode
 from graphcache.passes.drop_noops import DropNoops
 from graphcache.passes.drop_stores import DropStores
@@ -10,8 +11,7 @@ from graphcache.passes.insert_gates import InsertGates
 from graphcache.passes.manager import Pass
 from graphcache.passes.plan_gates import PlanGates
 from graphcache.passes.sink_operands import SinkOperands
-from graphcache.passes.specialize import Specialize
-from graphcache.policy.decisions import Signature
+from graphcache.passes.specialize import Partial, Specialize
 from graphcache.policy.policy import Policy
 
 
@@ -35,13 +35,39 @@ def rewrite_pipeline(policies: tuple[Policy, ...]) -> tuple[Pass, ...]:
     )
 
 
-def specialize_pipeline(signature: Signature) -> tuple[Pass, ...]:
-    """From cached to lowered: one straight line per decision signature."""
+def clean_pipeline() -> tuple[Pass, ...]:
+    """A source program without what computes nothing."""
+    return (
+        DropNoops(),
+        DeadCode(),
+    )
+
+
+def specialize_pipeline(signature: Partial) -> tuple[Pass, ...]:
+    """From cached towards lowered: the host's decisions are evaluated."""
     return (
         # Decisions become constants, gates one of their branches.
         Specialize(signature),
         # What only the other branch read: the saving.
         DeadCode(),
+    )
+
+
+def tail_pipeline(signature: Partial) -> tuple[Pass, ...]:
+    """What follows a decision of the graph, for one outcome; and the head before it."""
+    return (
+        # The decision is a constant on this side of the cut.
+        Specialize(signature),
+        # What the other side reads of the head, too, so that it is not handed over.
+        DeadCode(),
+    )
+
+
+def conditional_pipeline() -> tuple[Pass, ...]:
+    """From cached to one graph with conditions."""
+    return (
+        # Needs the operands sunk: what a branch alone reads must not run outside it.
+        Conditional(),
     )
 
 

@@ -14,9 +14,16 @@ from typing import ClassVar
 from torch import fx
 
 from graphcache.ops import gate_parts, is_gate, is_pure
-from graphcache.passes.insert_gates import branch, finish
+from graphcache.passes.branches import branch, finish
 from graphcache.passes.manager import PassResult
-from graphcache.program import Program, Stage, is_getitem, output_values, placeholders
+from graphcache.program import (
+    Program,
+    Stage,
+    copy_module,
+    is_getitem,
+    output_values,
+    placeholders,
+)
 
 
 @dataclass(frozen=True)
@@ -118,12 +125,24 @@ def rebuild(
         if node.op not in ("placeholder", "output"):
             inner[node] = graph.node_copy(node, inner.__getitem__)
             inner[node].meta = dict(node.meta)
-    return finish(graph, [inner[value] for value in output_values(old.graph)])
+    return finish(graph, [inner[value] for value in output_values(old.graph)], old)
 
 
 def sink_into(module: fx.GraphModule, gate: fx.Node) -> int:
-    """Move producers into one gate; returns how many nodes moved."""
-    sinking = plan_sinking(gate)
+    """Move producers into one gate; returns how many nodes moved or were dropped."""
+    return _rebuild_gate(module, gate, plan_sinking(gate))
+
+
+def drop_unread_operands(module: fx.GraphModule, gate: fx.Node) -> int:
+    """Drop the operands that neither branch reads; returns how many."""
+    parts = gate_parts(gate)
+    read = set().union(*(reads(side, parts.operands) for side in parts.branches))
+    kept = [node for node in dict.fromkeys(parts.operands) if node in read]
+    unread = len(set(parts.operands) - read)
+    return _rebuild_gate(module, gate, Sinking(([], []), kept, unread))
+
+
+def _rebuild_gate(module: fx.GraphModule, gate: fx.Node, sinking: Sinking) -> int:
     parts = gate_parts(gate)
     if not sinking.edits:
         return 0
@@ -138,6 +157,22 @@ def sink_into(module: fx.GraphModule, gate: fx.Node) -> int:
     return sinking.edits
 
 
+def sink_all(module: fx.GraphModule) -> int:
+    """Sink into every gate of a graph, then into the gates inside their branches."""
+    gates = [node for node in module.graph.nodes if is_gate(node)]
+    edits = sum(sink_into(module, node) for node in gates)
+    for gate in gates:
+        parts = gate_parts(gate)
+        for name, side in zip(parts.names, parts.branches, strict=True):
+            copied = copy_module(side)
+            found = sink_all(copied)
+            if found:
+                copied.recompile()
+                module.add_submodule(name, copied)
+                edits += found
+    return edits
+
+
 @dataclass(frozen=True)
 class SinkOperands:
     """Move what only one branch of a gate reads into that branch."""
@@ -148,8 +183,7 @@ class SinkOperands:
     def run(self, program: Program) -> PassResult:
         """Apply the pass; one edit per node moved, or per unread operand dropped."""
         edited = program.copy()
-        gates = [node for node in edited.graph.nodes if is_gate(node)]
-        edits = sum(sink_into(edited.module, node) for node in gates)
+        edits = sink_all(edited.module)
         if not edits:
             return PassResult(program, 0)
         edited.module.recompile()

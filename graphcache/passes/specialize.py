@@ -1,36 +1,48 @@
-"""specialize: evaluate the decisions and keep the branches they name.
+"""specialize: evaluate decisions and keep the branches they name.
 
-Every gate becomes the body of one of its branches, every decision input goes, and a
-buffer that would be replaced by itself is not returned. What remains is a straight
-line: no branch, no host read, and all that only fed the other branch is dead.
+Every gate of a known decision becomes the body of one of its branches, the decision's
+input goes, and a buffer that would be replaced by itself is not returned. Where every
+decision is known, what remains is a straight line: no branch, no host read, and all
+that only fed the other branch is dead.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import fx
 
+from graphcache.analysis.dataflow import descendants
 from graphcache.ops import gate_parts, is_gate
-from graphcache.passes.insert_gates import inline
+from graphcache.passes.branches import inline
 from graphcache.passes.manager import PassResult
-from graphcache.policy.decisions import Signature
+from graphcache.passes.sink_operands import drop_unread_operands
 from graphcache.program import (
     InputKind,
     Program,
     Stage,
+    copy_module,
+    drop_unused_branches,
     output_node,
-    output_values,
+    placeholders,
+    set_outputs,
 )
 
+_DECIDING = (InputKind.DECISION, InputKind.THRESHOLD)
+Partial = tuple[bool | None, ...]
+"""One entry per predicate, in the program's order; None leaves its gates."""
 
-def replace_gate(graph: fx.Graph, gate: fx.Node, computes: bool) -> None:
+
+def replace_gate(module: fx.GraphModule, gate: fx.Node, computes: bool) -> None:
     """Put the body of one branch in the gate's place."""
-    parts = gate_parts(gate)
+    graph, parts = module.graph, gate_parts(gate)
     chosen = parts.branches[0 if computes else 1]
     operands = [*parts.operands, *parts.buffers]
+    for name, child in chosen.named_children():
+        module.add_submodule(name, child)
     with graph.inserting_before(gate):
         values = inline(chosen.graph, graph, operands)
     for item in list(gate.users):
@@ -39,19 +51,57 @@ def replace_gate(graph: fx.Graph, gate: fx.Node, computes: bool) -> None:
     graph.erase_node(gate)
 
 
+def replace_gates(module: fx.GraphModule, chosen: Mapping[str, bool]) -> int:
+    """Replace every gate of the chosen decisions, at any depth; returns how many."""
+    edits = 0
+    pending = [node for node in module.graph.nodes if is_gate(node)]
+    while pending:
+        gate = pending.pop()
+        predicate = gate.meta["custom"]["predicate"]
+        if predicate in chosen:
+            before = set(module.graph.nodes)
+            replace_gate(module, gate, chosen[predicate])
+            pending.extend(
+                node
+                for node in module.graph.nodes
+                if is_gate(node) and node not in before
+            )
+            edits += 1
+        else:
+            edits += _replace_inside(module, gate, chosen)
+    return edits
+
+
+def _replace_inside(
+    module: fx.GraphModule, gate: fx.Node, chosen: Mapping[str, bool]
+) -> int:
+    parts, edits = gate_parts(gate), 0
+    for name, side in zip(parts.names, parts.branches, strict=True):
+        copied = copy_module(side)
+        found = replace_gates(copied, chosen)
+        if found:
+            drop_unused_branches(copied)
+            copied.recompile()
+            module.add_submodule(name, copied)
+            edits += found
+    if edits:
+        drop_unread_operands(module, gate)
+    return edits
+
+
 def drop_identity_stores(program: Program) -> tuple[str, ...]:
     """Stop returning buffers that keep their value; returns the stores that remain."""
     sources = {
         entry.name: entry.target for entry in program.inputs_of(InputKind.BUFFER)
     }
-    values = output_values(program.graph)
-    results, held = values[: program.results], values[program.results :]
+    outputs = program.outputs
     kept = [
         (store, value)
-        for store, value in zip(program.stores, held, strict=True)
+        for store, value in zip(program.stores, outputs.stores, strict=True)
         if sources.get(value.name) != store
     ]
-    output_node(program.graph).args = ((*results, *(value for _, value in kept)),)
+    values = tuple(value for _, value in kept)
+    set_outputs(program.graph, replace(outputs, stores=values))
     return tuple(store for store, _ in kept)
 
 
@@ -60,11 +110,10 @@ def protect_results(program: Program) -> int:
 
     The caller may write to what it gets; the cache must not see it.
     """
-    graph = program.graph
+    graph, outputs = program.graph, program.outputs
     buffers = {entry.name for entry in program.inputs_of(InputKind.BUFFER)}
-    values = list(output_values(graph))
-    results, held = values[: program.results], values[program.results :]
-    cached = {_storage_root(value) for value in held}
+    results = list(outputs.results)
+    cached = {_storage_root(value) for value in outputs.stores}
     copies = 0
     for index, value in enumerate(results):
         root = _storage_root(value)
@@ -75,7 +124,7 @@ def protect_results(program: Program) -> int:
                 )
                 results[index].meta["val"] = value.meta["val"]
             copies += 1
-    output_node(graph).args = ((*results, *held),)
+    set_outputs(graph, replace(outputs, results=tuple(results)))
     return copies
 
 
@@ -93,13 +142,14 @@ def _storage_root(node: fx.Node) -> fx.Node:
 
 @dataclass(frozen=True)
 class Specialize:
-    """Lower a cached program for one decision signature.
+    """Lower a cached program for known decisions.
 
     Args:
-        signature: One bool per predicate of the program, in its order; True computes.
+        signature: One entry per predicate of the program, in its order: True computes,
+            False reuses, None leaves the decision to a later pass.
     """
 
-    signature: Signature
+    signature: Partial
     name: ClassVar[str] = "specialize"
     before: ClassVar[tuple[Stage, ...]] = (Stage.CACHED, Stage.LOWERED)
 
@@ -107,28 +157,48 @@ class Specialize:
         """Apply the pass; one edit per gate. A lowered program is left as it is."""
         if program.stage is Stage.LOWERED:
             return PassResult(program, 0)
-        chosen = dict(zip(program.predicates, self.signature, strict=True))
+        pairs = zip(program.predicates, self.signature, strict=True)
+        chosen = {name: value for name, value in pairs if value is not None}
         edited = program.copy()
-        gates = [node for node in edited.graph.nodes if is_gate(node)]
-        for node in gates:
-            predicate = node.meta["custom"]["predicate"]
-            replace_gate(edited.graph, node, chosen[predicate])
-        stores = drop_identity_stores(edited)
-        edited = edited.evolve(stage=Stage.LOWERED, stores=stores)
-        protect_results(edited)
-        edited = _without_decisions(edited)
-        return PassResult(edited, len(gates))
+        edits = replace_gates(edited.module, chosen)
+        if not edits:
+            return PassResult(program, 0)
+        edited = _without_scores(edited, chosen)
+        if not any(is_gate(node) for node in edited.graph.nodes):
+            stores = drop_identity_stores(edited)
+            edited = edited.evolve(stage=Stage.LOWERED, stores=stores)
+            protect_results(edited)
+        return PassResult(_without_decisions(edited, chosen), edits)
 
 
-def _without_decisions(program: Program) -> Program:
+def _without_scores(program: Program, chosen: Mapping[str, bool]) -> Program:
+    """A decision that is known is not asked of the host any more."""
+    outputs = program.outputs
+    kept = [
+        (name, value)
+        for name, value in zip(program.scores, outputs.scores, strict=True)
+        if name not in chosen
+    ]
+    values = tuple(value for _, value in kept)
+    set_outputs(program.graph, replace(outputs, scores=values))
+    return program.evolve(scores=tuple(name for name, _ in kept))
+
+
+def _without_decisions(program: Program, chosen: Mapping[str, bool]) -> Program:
+    """Drop the inputs of decisions that are known, and what only worked them out."""
     graph = program.graph
     by_name = {node.name: node for node in graph.nodes}
-    for node in list(graph.nodes):
-        if node.op == "get_attr" and not node.users:
+    decided = [
+        by_name[entry.name]
+        for entry in program.inputs
+        if entry.kind in _DECIDING and entry.target in chosen
+    ]
+    unread = descendants(decided) | set(decided)
+    for node in reversed(list(graph.nodes)):
+        dead = node in unread or node.op == "get_attr"
+        if dead and node.op != "output" and not node.users:
             graph.erase_node(node)
-    for entry in program.inputs_of(InputKind.DECISION):
-        graph.erase_node(by_name[entry.name])
-    program.module.delete_all_unused_submodules()
+    left = {node.name for node in placeholders(graph)}
+    drop_unused_branches(program.module)
     program.module.recompile()
-    inputs = tuple(e for e in program.inputs if e.kind is not InputKind.DECISION)
-    return program.evolve(inputs=inputs)
+    return program.evolve(inputs=tuple(e for e in program.inputs if e.name in left))

@@ -1,19 +1,18 @@
 """Decisions: compute or reuse at this step?
 
 A static decision is a function of the step alone, known on the host before the step
-runs. `reachable_signatures` enumerates what a set of decisions can ever say together,
-so that every graph is compiled before the first step.
+runs. What it may depend on is limited so that every combination of a set of decisions
+can be enumerated, and every graph compiled, before the first step
+(`graphcache.policy.reachable`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain, combinations, pairwise
 from typing import Protocol
 
 from graphcache.errors import PolicyError
+from graphcache.policy.checks import check_count, check_window
 
 Signature = tuple[bool, ...]
 """One bool per predicate, in the program's predicate order; True computes."""
@@ -26,22 +25,41 @@ class Step:
     Attributes:
         index: How many calls of this stream came before, since its reset.
         timestep: In the scheduler's units, usually 0 to 1000; None if not known.
+        position: Index in the schedule, by the caller's context or the scheduler; a
+            loop that begins in the middle does not begin at 0. None if not known.
+        count: Steps of the schedule; None if not known.
+        sigma: Noise level, 0 to 1; None if not known.
     """
 
     index: int
-    timestep: float | None
+    timestep: float | None = None
+    position: int | None = None
+    count: int | None = None
+    sigma: float | None = None
+
+    @property
+    def place(self) -> int:
+        """The index in the schedule, or the count of calls where that is not known."""
+        return self.index if self.position is None else self.position
 
 
 class Decision(Protocol):
-    """A static decision.
+    """A static decision: known on the host before the step runs.
 
-    It may depend on the step index only through ``index % period == 0``, and on the
-    timestep only through the side of each of `edges` on which it lies.
+    From the step `horizon` on it depends on the step only through ``step % period``,
+    and on the timestep only through the side of each of `edges` on which it lies; the
+    `closing` last steps of the schedule may differ. Steps are counted by `Step.place`
+    if `scheduled`, by `Step.index` otherwise.
     """
 
     @property
+    def horizon(self) -> int:
+        """The step from which the decision repeats itself."""
+        ...
+
+    @property
     def period(self) -> int:
-        """The interval at which the decision can repeat, at least 1."""
+        """The interval at which the decision repeats itself, at least 1."""
         ...
 
     @property
@@ -49,18 +67,43 @@ class Decision(Protocol):
         """Timesteps at which the decision can change; empty if it ignores them."""
         ...
 
+    @property
+    def closing(self) -> int:
+        """How many of the schedule's last steps it treats apart; 0 if not scheduled."""
+        ...
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether it is a function of the place in the schedule."""
+        ...
+
     def computes(self, step: Step) -> bool:
         """Whether the region is computed at this step; True at index 0."""
         ...
 
+    def check(self, count: int | None) -> None:
+        """Refuse a loop that the decision was not made for.
 
-@dataclass(frozen=True)
-class Always:
-    """Compute at every step: the policy that never reuses."""
+        Args:
+            count: Steps of the loop; None if not known.
+
+        Raises:
+            PolicyError: If the decision is for another number of steps.
+        """
+        ...
+
+
+class Static:
+    """What most static decisions say of themselves: a base for others."""
+
+    @property
+    def horizon(self) -> int:
+        """Periodic from the start."""
+        return 0
 
     @property
     def period(self) -> int:
-        """Every step."""
+        """The same at every step."""
         return 1
 
     @property
@@ -68,13 +111,226 @@ class Always:
         """None: the timestep does not matter."""
         return ()
 
+    @property
+    def closing(self) -> int:
+        """None: the number of steps does not matter."""
+        return 0
+
+    @property
+    def scheduled(self) -> bool:
+        """A function of the calls since the reset."""
+        return False
+
+    def check(self, count: int | None) -> None:
+        """Any number of steps will do."""
+
+
+@dataclass(frozen=True)
+class Always(Static):
+    """Compute at every step: the policy that never reuses."""
+
     def computes(self, step: Step) -> bool:
         """True."""
         return True
 
 
 @dataclass(frozen=True)
-class Interval:
+class Never(Static):
+    """Compute at the first step alone; as `Threshold.forced`: ask at every other."""
+
+    def computes(self, step: Step) -> bool:
+        """Whether it is the first step."""
+        return step.index == 0
+
+
+@dataclass(frozen=True)
+class Warmed(Static):
+    """Compute the first steps, then every n-th, then the last ones.
+
+    Computes step ``s`` if ``s < before``, if ``(s - before - 1) % every == 0``, or if
+    ``s >= after``: the decision of TaylorSeer (Liu et al., arXiv 2503.06923) as
+    diffusers implements it. With the defaults of its config (5, 3) the computed steps
+    are 0, 1, 2, 4, 9, 14, 19 and so on.
+
+    Args:
+        every: The interval.
+        before: How many first steps are computed.
+        after: The step from which all are computed; None for none.
+
+    Raises:
+        PolicyError: If `every` is not positive, `before` is negative or `after` is
+            smaller than `before`.
+    """
+
+    every: int
+    before: int = 1
+    after: int | None = None
+
+    def __post_init__(self) -> None:
+        check_count("an interval", self.every, 1)
+        check_count("the number of first steps", self.before, 0)
+        if self.after is not None:
+            check_count("the step from which all are computed", self.after, self.before)
+
+    @property
+    def horizon(self) -> int:
+        """After the warm-up, or once everything is computed."""
+        return self.before if self.after is None else self.after
+
+    @property
+    def period(self) -> int:
+        """The interval."""
+        return self.every
+
+    def computes(self, step: Step) -> bool:
+        """Whether the step is a first, an n-th or a last one."""
+        index = step.index
+        late = self.after is not None and index >= self.after
+        regular = (index - self.before - 1) % self.every == 0
+        return index == 0 or index < self.before or regular or late
+
+
+@dataclass(frozen=True)
+class Mask(Static):
+    """Compute the steps that a 0/1 mask names; every step after its end.
+
+    The first call of a stream computes whatever the mask says.
+
+    Args:
+        computed: One truth value per step of the schedule.
+        steps: The number of steps the mask is for; None accepts any.
+        wraps: Whether the mask begins again after its end.
+
+    Raises:
+        PolicyError: If the mask is empty, holds anything but 0 and 1, or does not
+            have `steps` entries.
+    """
+
+    computed: tuple[int, ...]
+    steps: int | None = None
+    wraps: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.computed or any(value not in (0, 1) for value in self.computed):
+            raise PolicyError(
+                f"a step mask is one 0 or 1 per step, not {self.computed!r}"
+            )
+        object.__setattr__(self, "computed", tuple(map(bool, self.computed)))
+        if self.steps is not None and self.steps != len(self.computed):
+            raise PolicyError(
+                f"the step mask has {len(self.computed)} entries for {self.steps} steps"
+            )
+
+    @property
+    def horizon(self) -> int:
+        """The end of the mask, unless it begins again."""
+        return 0 if self.wraps else len(self.computed)
+
+    @property
+    def period(self) -> int:
+        """The length of the mask if it begins again."""
+        return len(self.computed) if self.wraps else 1
+
+    @property
+    def scheduled(self) -> bool:
+        """A function of the place in the schedule."""
+        return True
+
+    def computes(self, step: Step) -> bool:
+        """What the mask says of the step."""
+        length = len(self.computed)
+        place = step.place % length if self.wraps else step.place
+        return step.index == 0 or place >= length or bool(self.computed[place])
+
+    def check(self, count: int | None) -> None:
+        """Refuse a loop of another length.
+
+        Raises:
+            PolicyError: If `steps` was given and the loop has another number.
+        """
+        if self.steps is not None and count is not None and count != self.steps:
+            raise PolicyError(
+                f"the schedule is for {self.steps} steps and the loop has {count}: "
+                "calibrate again, or make the mask for this number of steps"
+            )
+
+
+@dataclass(frozen=True)
+class Ends(Static):
+    """Compute the first and the last steps of the schedule, and no other.
+
+    As `Threshold.forced`: ask between them. The first call of a stream computes.
+
+    Args:
+        first: How many first steps are computed.
+        last: How many last steps are computed.
+        steps: The number of steps, if the loop does not tell it.
+
+    Raises:
+        PolicyError: If a number is negative.
+    """
+
+    first: int = 1
+    last: int = 0
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_count("the number of first steps", self.first, 0)
+        check_count("the number of last steps", self.last, 0)
+        if self.steps is not None:
+            check_count("the number of steps", self.steps, 1)
+
+    @property
+    def horizon(self) -> int:
+        """After the first steps."""
+        return self.first
+
+    @property
+    def closing(self) -> int:
+        """The last steps."""
+        return self.last
+
+    @property
+    def scheduled(self) -> bool:
+        """A function of the place in the schedule."""
+        return True
+
+    def computes(self, step: Step) -> bool:
+        """Whether the step is a first or a last one.
+
+        Raises:
+            PolicyError: If the last steps are computed and cannot be told.
+        """
+        if step.index == 0 or step.place < self.first:
+            return True
+        return self.last > 0 and step.place >= self._count(step.count) - self.last
+
+    def check(self, count: int | None) -> None:
+        """Refuse a loop whose last steps cannot be told, or of another length.
+
+        Raises:
+            PolicyError: If the number of steps is not known, or not `steps`.
+        """
+        if self.last:
+            self._count(count)
+        if None not in (self.steps, count) and self.steps != count:
+            raise PolicyError(
+                f"the policy is for {self.steps} steps and the loop has {count}"
+            )
+
+    def _count(self, count: int | None) -> int:
+        known = self.steps if count is None else count
+        if known is None:
+            raise PolicyError(
+                f"the last {self.last} steps are to be computed, and the number of "
+                "steps cannot be told. Pass compile(scheduler=...), give "
+                "cache_context(num_inference_steps=...), or the policy's steps=."
+            )
+        return known
+
+
+@dataclass(frozen=True)
+class Interval(Static):
     """Compute every n-th step; reuse between, inside a timestep window.
 
     The decision of Pyramid Attention Broadcast (Zhao et al., arXiv 2408.12588) as
@@ -94,14 +350,9 @@ class Interval:
     window: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        integral = isinstance(self.every, int) and not isinstance(self.every, bool)
-        if not integral or self.every < 1:
-            raise PolicyError(
-                f"an interval must be a positive integer, not {self.every!r}: "
-                "n computes every n-th step and reuses between"
-            )
+        check_count("an interval", self.every, 1)
         if self.window is not None:
-            _check_window(self.window)
+            check_window(self.window)
 
     @property
     def period(self) -> int:
@@ -130,50 +381,3 @@ class Interval:
                 "current_timestep_callback, or give cache_context(timestep=...)."
             )
         return not self.window[0] < step.timestep < self.window[1]
-
-
-def _check_window(window: tuple[float, float]) -> None:
-    try:
-        low, high = window
-        ordered = low < high
-    except (TypeError, ValueError) as error:
-        raise PolicyError(
-            f"a timestep window is a pair (low, high), not {window!r}"
-        ) from error
-    if not ordered:
-        raise PolicyError(
-            f"the timestep window {window!r} is not ordered: low must be below high "
-            "(timesteps count down from about 1000 to 0)"
-        )
-
-
-def reachable_signatures(decisions: Mapping[str, Decision]) -> tuple[Signature, ...]:
-    """Every combination the decisions can produce, the all-compute one first.
-
-    Exact for decisions that keep the contract of `Decision`: at an index that is a
-    multiple of exactly the periods in D, the least common multiple of D stands for
-    all others; between two neighbouring edges any timestep stands for all others.
-    """
-    parties = tuple(decisions.values())
-    found = {(True,) * len(parties): None}
-    for index in _representative_indices(parties):
-        for timestep in _representative_timesteps(parties):
-            step = Step(index, timestep)
-            found[tuple(decision.computes(step) for decision in parties)] = None
-    return tuple(found)
-
-
-def _representative_indices(decisions: tuple[Decision, ...]) -> list[int]:
-    periods = sorted({decision.period for decision in decisions})
-    subsets = chain.from_iterable(
-        combinations(periods, size) for size in range(len(periods) + 1)
-    )
-    return sorted({math.lcm(*subset) for subset in subsets})
-
-
-def _representative_timesteps(decisions: tuple[Decision, ...]) -> list[float]:
-    edges = sorted({float(edge) for decision in decisions for edge in decision.edges})
-    if not edges:
-        return [0.0]
-    middles = [(low + high) / 2 for low, high in pairwise(edges)]
-    return [edges[0] - 1.0, *edges, *middles, edges[-1] + 1.0]

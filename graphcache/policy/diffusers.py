@@ -11,12 +11,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphcache.errors import PolicyError
-from graphcache.policy.decisions import Interval
+from graphcache.policy.decisions import Interval, Step
+from graphcache.policy.fastercache import GuidanceConfig, high_weight, low_weight
+from graphcache.policy.first_block_cache import first_block_cache
+from graphcache.policy.magcache import magcache
 from graphcache.policy.policy import Policy
-from graphcache.policy.regions import Attention
+from graphcache.policy.predictors import LinearExtrapolation, Zeros
+from graphcache.policy.regions import Attention, Modules
+from graphcache.policy.scalars import Scalar
+from graphcache.policy.seacache import seacache
+from graphcache.policy.taylorseer import taylorseer
 from graphcache.program import Region
 
 TimestepCallback = Callable[[], Any]
+
+ATTENTION_PATTERNS = (
+    "^blocks.*attn",
+    "^transformer_blocks.*attn",
+    "^single_transformer_blocks.*attn",
+    "^temporal_transformer_blocks.*attn",
+)
+"""Paths that FasterCache and TaylorSeer look at in diffusers."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +41,29 @@ class Configuration:
     Attributes:
         policies: In order of precedence: a region belongs to the first that takes it.
         timestep_callback: Returns the current timestep, or None.
+        guidance: How the unconditional half of the batch is predicted; None if it is
+            always run.
     """
 
     policies: tuple[Policy, ...]
     timestep_callback: TimestepCallback | None = None
+    guidance: GuidanceConfig | None = None
 
 
 def configuration(config: object) -> Configuration:
     """Read a `Policy`, a sequence of them, or a diffusers cache config.
 
+    A sequence may hold a `GuidanceConfig`, and diffusers' configs, as well.
+
     Raises:
         PolicyError: If `config` is none of these, or malformed.
     """
+    if isinstance(config, Configuration):
+        return config
     if isinstance(config, Policy):
         return Configuration((config,))
+    if isinstance(config, GuidanceConfig):
+        return Configuration((), guidance=config)
     if isinstance(config, (list, tuple)):
         return _merge([configuration(item) for item in config])
     reader = _READERS.get(type(config).__name__)
@@ -54,14 +78,18 @@ def configuration(config: object) -> Configuration:
 
 def _merge(parts: list[Configuration]) -> Configuration:
     policies = tuple(policy for part in parts for policy in part.policies)
-    if not policies:
+    guidance = [part.guidance for part in parts if part.guidance is not None]
+    if not policies and not guidance:
         raise PolicyError("the list of policies is empty")
+    if len(guidance) > 1:
+        raise PolicyError("guidance is configured more than once")
     names = [policy.name for policy in policies]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise PolicyError(f"several policies are named {', '.join(repeated)}")
     callbacks = [part.timestep_callback for part in parts]
-    return Configuration(policies, next(filter(None, callbacks), None))
+    callback = next(filter(None, callbacks), None)
+    return Configuration(policies, callback, next(iter(guidance), None))
 
 
 def _pyramid_attention_broadcast(config: Any) -> Configuration:
@@ -99,6 +127,137 @@ def _declared_cross(region: Region) -> bool:
     return region.declares_cross
 
 
+def _faster_cache(config: Any) -> Configuration:
+    """Attention that diffusers looks at, narrowed by the config's identifiers."""
+    given = config.attention_weight_callback
+    weight = 0.5 if given is None else _called("attention_weight", given)
+    policies = []
+    for kind in ("spatial", "temporal"):
+        every = getattr(config, f"{kind}_attention_block_skip_range")
+        window = getattr(config, f"{kind}_attention_timestep_skip_range")
+        if every is None or window is None:
+            continue
+        regions = Attention(
+            ("self", "joint"),
+            include=tuple(getattr(config, f"{kind}_attention_block_identifiers")),
+            is_cross=_declared_cross,
+            within=ATTENTION_PATTERNS,
+        )
+        predictor = LinearExtrapolation(weight)
+        decision = Interval(every, window)
+        policies.append(Policy(kind, regions, decision, predictor, required=False))
+    guidance = None if config.is_guidance_distilled else _guidance(config)
+    return Configuration(tuple(policies), config.current_timestep_callback, guidance)
+
+
+def _guidance(config: Any) -> GuidanceConfig:
+    low, high = (
+        make(
+            getattr(config, f"alpha_{band}_frequency"),
+            getattr(config, f"{band}_frequency_weight_update_timestep_range"),
+        )
+        if getattr(config, f"{band}_frequency_weight_callback") is None
+        else _called(
+            f"{band}_weight", getattr(config, f"{band}_frequency_weight_callback")
+        )
+        for band, make in (("low", low_weight), ("high", high_weight))
+    )
+    return GuidanceConfig(
+        config.unconditional_batch_skip_range,
+        config.unconditional_batch_timestep_skip_range,
+        config.tensor_format,
+        low,
+        high,
+        tuple(config._unconditional_conditional_input_kwargs_identifiers),
+    )
+
+
+@dataclass(frozen=True)
+class _Called:
+    """A number of the step that a callback of diffusers gives.
+
+    The hooks call it with the module; what is compiled has none to give.
+    """
+
+    name: str
+    callback: Callable[[Any], Any]
+
+    def __call__(self, step: Step) -> float:
+        try:
+            return float(self.callback(None))
+        except (AttributeError, TypeError, ValueError) as error:
+            raise PolicyError(
+                f"the callback of {self.name} fails ({error}). It is called with None "
+                "in place of the module, and has to return a number."
+            ) from error
+
+
+def _called(name: str, callback: Callable[[Any], Any]) -> Scalar:
+    return Scalar(name, _Called(name, callback))
+
+
+def _first_block_cache(config: Any) -> Configuration:
+    return Configuration((first_block_cache(config.threshold),))
+
+
+def _taylorseer(config: Any) -> Configuration:
+    """Modules by their whole paths; those whose output is zero come first."""
+    options = {
+        "before": config.disable_cache_before_step,
+        "after": config.disable_cache_after_step,
+        "order": config.max_order,
+        "dtype": config.taylor_factors_dtype,
+    }
+    if config.use_lite_mode:
+        policy = taylorseer(config.cache_interval, lite=True, **options)
+        return Configuration((policy,))
+    patterns = tuple(config.cache_identifiers or ATTENTION_PATTERNS)
+    policy = taylorseer(config.cache_interval, regions=Modules(patterns), **options)
+    skipped = tuple(config.skip_predict_identifiers or ())
+    if not skipped:
+        return Configuration((policy,))
+    zeros = Policy("skipped", Modules(skipped), policy.decision, Zeros())
+    return Configuration((zeros, policy))
+
+
+def _mag_cache(config: Any) -> Configuration:
+    if config.calibrate:
+        raise PolicyError(
+            "MagCacheConfig(calibrate=True) measures ratios and caches nothing: "
+            "graphcache.calibrate measures them, for MagCacheConfig(mag_ratios=...)"
+        )
+    policy = magcache(
+        config.mag_ratios,
+        steps=config.num_inference_steps,
+        threshold=config.threshold,
+        max_skip=config.max_skip_steps,
+        retention=config.retention_ratio,
+    )
+    return Configuration((policy,))
+
+
+def _sea_cache(config: Any) -> Configuration:
+    if config.raw_vision_callback is not None:
+        raise PolicyError(
+            "raw_vision_callback is Python that runs at every step and cannot be in a "
+            "graph: use graphcache.seacache(probe=...), which says what is observed"
+        )
+    policy = seacache(
+        config.threshold,
+        order=config.residual_order,
+        first=config.retention_steps,
+        last=config.cache_end_steps,
+        max_run=config.max_consecutive_cached or None,
+        power=config.power_exp,
+    )
+    return Configuration((policy,))
+
+
 _READERS: dict[str, Callable[[Any], Configuration]] = {
     "PyramidAttentionBroadcastConfig": _pyramid_attention_broadcast,
+    "FasterCacheConfig": _faster_cache,
+    "FirstBlockCacheConfig": _first_block_cache,
+    "TaylorSeerCacheConfig": _taylorseer,
+    "MagCacheConfig": _mag_cache,
+    "SeaCacheConfig": _sea_cache,
 }

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from graphcache.errors import PolicyError
 from graphcache.policy.decisions import Always, Decision
 from graphcache.policy.predictors import HoldOutput, Predictor
-from graphcache.policy.regions import Attention
+from graphcache.policy.regions import Attention, Selector
+from graphcache.policy.threshold import Threshold
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Policy:
         name: Names the decision in plans, printed programs and statistics; unique
             among policies that are compiled together.
         regions: Which regions of the graph.
-        decision: When they are computed.
+        decision: When they are computed: a static decision, or a `Threshold`.
         predictor: What stands in for them when they are not.
         required: Whether it is an error if this policy matches no region although
             another one does.
@@ -28,8 +29,8 @@ class Policy:
     """
 
     name: str
-    regions: Attention
-    decision: Decision
+    regions: Selector
+    decision: Decision | Threshold
     predictor: Predictor = field(default_factory=HoldOutput)
     required: bool = True
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,19 +20,20 @@ from rich.progress import (
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from graphcache.backends.registry import Backend, Executable
-from graphcache.capture import capture
-from graphcache.passes.manager import run_passes
-from graphcache.passes.pipeline import (
-    rewrite_pipeline,
-    specialize_pipeline,
-    store_pipeline,
-)
-from graphcache.policy.decisions import Signature, Step, reachable_signatures
+from graphcache.analysis.timestep import timestep_scale
+from graphcache.backends.registry import Backend, Executable, get_backend
+from graphcache.errors import BackendError
+from graphcache.lowering import Lowering, interpreted, lower, static_decisions
+from graphcache.passes.join_guidance import PREDICATE as GUIDANCE
+from graphcache.policy.decisions import Decision, Signature, Step
+from graphcache.policy.diffusers import Configuration
 from graphcache.policy.policy import Policy
-from graphcache.program import InputKind, Program, TensorType
+from graphcache.policy.threshold import Threshold
+from graphcache.program import Fork, Lowered, Program, TensorType, segments
+from graphcache.rewriting import cached_program, policies_of
+from graphcache.runtime.hoisted import HoistedDecision
+from graphcache.runtime.segment import Branching, Route, Segment
 from graphcache.runtime.stats import Statistics
-from graphcache.runtime.variants import Variant
 from graphcache.signature import Call
 
 
@@ -40,16 +42,23 @@ class Target:
     """What to compile for.
 
     Attributes:
-        policies: The policies, in order of precedence.
+        wanted: The policies, and what is said of guidance.
         backend: Compiles the programs.
+        lowering: One of `graphcache.lowering.LOWERINGS`.
         options: The backend's options.
         progress: Whether to show a progress bar.
     """
 
-    policies: tuple[Policy, ...]
+    wanted: Configuration
     backend: Backend
+    lowering: str
     options: Mapping[str, Any]
     progress: bool
+
+    @property
+    def policies(self) -> tuple[Policy, ...]:
+        """The policies, in order of precedence."""
+        return self.wanted.policies
 
 
 @dataclass(frozen=True)
@@ -58,31 +67,91 @@ class Loop:
 
     Attributes:
         program: The cached program.
-        variants: One executable per reachable signature.
+        routes: What to run, by the decisions of the host, in the order of `host`.
         policies: By name, those that the program obeys, in predicate order.
+        host: Predicates that are decided before the step.
+        decisions: The static decisions, by policy name.
+        hoisted: The decisions that the timestep determines, by policy name.
+        forced: For the decisions of the graph: when they are not asked.
         regions: Names of the gated regions, by policy name.
+        enclosing: Per region of a policy, the other policies whose regions lie around
+            it.
         arguments: The tensor arguments as captured, by path.
+        device: Where the graph's numbers are made.
         output: Tree of the results with ``return_dict=False``.
     """
 
     program: Program
-    variants: Mapping[Signature, Variant]
+    routes: Mapping[Signature, Route]
     policies: tuple[Policy, ...]
+    host: tuple[str, ...]
+    decisions: Mapping[str, Decision]
+    hoisted: Mapping[str, HoistedDecision]
+    forced: Mapping[str, Decision]
     regions: Mapping[str, tuple[str, ...]]
+    enclosing: Mapping[str, tuple[frozenset[str], ...]]
     arguments: Mapping[str, TensorType]
+    device: torch.device
     output: pytree.TreeSpec
 
-    def decide(self, step: Step) -> Signature:
-        """The decisions at one step; everything is computed at the first."""
-        if step.index == 0:
-            return (True,) * len(self.policies)
-        return tuple(policy.decision.computes(step) for policy in self.policies)
+    def flags(self, step: Step, *, compute_all: bool) -> dict[str, bool]:
+        """The host's decisions at a step, and which of the graph's are forced.
+
+        Args:
+            step: Where the loop is; everything is computed at its first step.
+            compute_all: Compute everything, whatever the policies say.
+        """
+        every = compute_all or step.index == 0
+        flags = {
+            name: every or decision.computes(step)
+            for name, decision in {**self.decisions, **self.forced}.items()
+        }
+        # The graph of the full batch computes everything.
+        return dict.fromkeys(flags, True) if flags.get(GUIDANCE) else flags
+
+    def route(self, flags: Mapping[str, bool]) -> Route:
+        """What to run under the host's decisions."""
+        return self.routes[tuple(flags[name] for name in self.host)]
+
+    def computed(self, decisions: Mapping[str, bool]) -> dict[str, bool]:
+        """By policy, whether any of its regions was computed.
+
+        A region inside another policy's is not, if that one is reused.
+        """
+        return {
+            name: decisions[name]
+            and any(
+                all(decisions[other] for other in around)
+                for around in self.enclosing[name]
+            )
+            for name in self.program.predicates
+        }
+
+    def check(self, step: Step) -> None:
+        """Refuse a loop that a policy was not made for.
+
+        Raises:
+            PolicyError: If a schedule is for another number of steps.
+        """
+        for policy in self.policies:
+            policy.decision.check(step.count)
 
 
 def compile_loop(
-    module: nn.Module, call: Call, target: Target, stats: Statistics
+    module: nn.Module,
+    call: Call,
+    target: Target,
+    stats: Statistics,
+    context: str | None = None,
 ) -> Loop:
     """Capture one call and compile every reachable variant of it.
+
+    Args:
+        module: The module, without what wraps its forward.
+        call: The call to specialise on.
+        target: What to compile for.
+        stats: Where captures and graphs are counted.
+        context: Name of the caller's context, if there is one.
 
     Raises:
         CaptureError: If the module cannot be captured.
@@ -90,23 +159,52 @@ def compile_loop(
         BackendError: If the backend cannot compile a variant.
     """
     started = time.perf_counter()
-    captured = capture(module, call)
-    program = run_passes(
-        captured.program, rewrite_pipeline(target.policies), label="rewrite"
-    )
-    policies = _policies_of(program, target.policies)
-    variants = _compile_variants(module, call, program, policies, target, stats)
+    captured = cached_program(module, call, target.wanted, context)
+    program = captured.program
+    policies = policies_of(program, target.wanted)
+    lowering = _lowered(program, policies, target)
+    routes, hoisted = _compile(lowering, module, call, target, stats)
     stats.captures += 1
     stats.compile_seconds += time.perf_counter() - started
-    kept = {buffer for v in variants.values() for buffer in v.program.buffers}
-    stats.planned_bytes = sum(buffer.type.bytes for buffer in kept)
     regions = regions_by_policy(program)
     stats.regions = dict(regions)
-    arguments = {
-        path: TensorType.of(tensor)
-        for path, tensor in zip(call.paths, call.tensors, strict=True)
-    }
-    return Loop(program, variants, policies, regions, arguments, captured.output)
+    return Loop(
+        program=program,
+        routes=routes,
+        policies=policies,
+        host=lowering.host,
+        decisions=static_decisions(policies),
+        hoisted={
+            policy.name: HoistedDecision(
+                policy.name,
+                hoisted[policy.name],
+                policy.decision.forced,
+                timestep_scale(program),
+            )
+            for policy in policies
+            if isinstance(policy.decision, Threshold) and policy.name in hoisted
+        },
+        forced={
+            policy.name: policy.decision.forced
+            for policy in policies
+            if isinstance(policy.decision, Threshold) and policy.name not in hoisted
+        },
+        regions=regions,
+        enclosing=enclosing_policies(program),
+        arguments={
+            path: TensorType.of(tensor)
+            for path, tensor in zip(call.paths, call.tensors, strict=True)
+        },
+        device=_device_of(module, call),
+        output=captured.output,
+    )
+
+
+def _device_of(module: nn.Module, call: Call) -> torch.device:
+    weight = next(module.parameters(), None)
+    if weight is not None:
+        return weight.device
+    return call.tensors[0].device if call.tensors else torch.device("cpu")
 
 
 def regions_by_policy(program: Program) -> dict[str, tuple[str, ...]]:
@@ -117,77 +215,73 @@ def regions_by_policy(program: Program) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def lower(program: Program, policies: tuple[Policy, ...]) -> dict[Signature, Program]:
-    """A straight-line program for every signature the policies can reach.
-
-    Args:
-        program: A cached program.
-        policies: Those it obeys, in predicate order.
-    """
-    decisions = {policy.name: policy.decision for policy in policies}
-    lowered = {
-        signature: run_passes(
-            program,
-            specialize_pipeline(signature),
-            label=f"specialize {signature_name(program.predicates, signature)}",
-        )
-        for signature in reachable_signatures(decisions)
+def enclosing_policies(program: Program) -> dict[str, tuple[frozenset[str], ...]]:
+    """Per policy and region of it, the policies whose regions lie around the region."""
+    nodes = {
+        gate.region: set(program.region(gate.region).nodes) for gate in program.gates
     }
-    read = frozenset(
-        entry.target
-        for variant in lowered.values()
-        for entry in variant.inputs_of(InputKind.BUFFER)
-    )
-    return {
-        signature: run_passes(
-            variant,
-            store_pipeline(read),
-            label=f"stores {signature_name(program.predicates, signature)}",
+    found: dict[str, tuple[frozenset[str], ...]] = {}
+    for gate in program.gates:
+        around = frozenset(
+            other.predicate
+            for other in program.gates
+            if nodes[gate.region] < nodes[other.region]
+            and other.predicate != gate.predicate
         )
-        for signature, variant in lowered.items()
-    }
+        found[gate.predicate] = (*found.get(gate.predicate, ()), around)
+    return found
 
 
-def signature_name(predicates: tuple[str, ...], signature: Signature) -> str:
-    """Text for a signature: ``spatial=reuse temporal=compute``."""
-    return " ".join(
-        f"{name}={'compute' if computes else 'reuse'}"
-        for name, computes in zip(predicates, signature, strict=True)
-    )
-
-
-def _policies_of(program: Program, policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
-    by_name = {policy.name: policy for policy in policies}
-    return tuple(by_name[name] for name in program.predicates)
-
-
-def _compile_variants(
-    module: nn.Module,
-    call: Call,
-    program: Program,
-    policies: tuple[Policy, ...],
-    target: Target,
-    stats: Statistics,
-) -> dict[Signature, Variant]:
-    decisions = {policy.name: policy.decision for policy in policies}
-    signatures = reachable_signatures(decisions)
-    if target.backend.capabilities.gates:
-        run = target.backend.compile(program, target.options)
-        stats.graphs_compiled += 1
-        return {
-            signature: Variant.bind(program, run, signature, module, call.paths)
-            for signature in signatures
-        }
-    lowered = lower(program, policies)
-    variants = {}
-    with _progress(target, len(lowered)) as advance:
-        for signature, variant in lowered.items():
-            run = advance(variant, signature_name(program.predicates, signature))
+def _compile(
+    lowering: Lowering, module: nn.Module, call: Call, target: Target, stats: Statistics
+) -> tuple[dict[Signature, Route], dict[str, Route]]:
+    """Compile everything that a step may run; what is hoisted runs eager."""
+    unique = {id(p): p for tree in lowering.routes.values() for p in segments(tree)}
+    compiled: dict[int, Segment] = {}
+    with _progress(target, len(unique)) as advance:
+        for key, part in unique.items():
+            run = advance(part)
             stats.graphs_compiled += 1
-            variants[signature] = Variant.bind(
-                variant, run, signature, module, call.paths
-            )
-    return variants
+            compiled[key] = Segment.bind(part, run, module, call.paths)
+    kept = {buffer for part in unique.values() for buffer in part.buffers}
+    stats.planned_bytes = sum(buffer.type.bytes for buffer in kept)
+    eager = get_backend("eager")
+    small = {
+        id(part): Segment.bind(part, eager.compile(part, {}), module, call.paths)
+        for tree in lowering.hoisted.values()
+        for part in segments(tree)
+    }
+    routes = {key: _route(tree, compiled) for key, tree in lowering.routes.items()}
+    return routes, {name: _route(t, small) for name, t in lowering.hoisted.items()}
+
+
+def _lowered(
+    program: Program, policies: tuple[Policy, ...], target: Target
+) -> Lowering:
+    capabilities = target.backend.capabilities
+    if capabilities.gates and target.lowering == "auto":
+        return interpreted(program, policies)
+    lowering = lower(program, policies, target.lowering)
+    if lowering.choice.name == "conditional" and not capabilities.conditions:
+        raise BackendError(
+            f"backend {target.backend.name!r} takes no conditions: use "
+            'lowering="auto", which makes straight lines'
+        )
+    return lowering
+
+
+def _route(tree: Lowered, compiled: Mapping[int, Segment]) -> Route:
+    if not isinstance(tree, Fork):
+        return compiled[id(tree)]
+    metric = tree.head.metric(tree.predicate)
+    assert metric is not None
+    return Branching(
+        tree.predicate,
+        metric.decision,
+        compiled[id(tree.head)],
+        _route(tree.compute, compiled),
+        _route(tree.reuse, compiled),
+    )
 
 
 @contextmanager
@@ -197,15 +291,13 @@ def _progress(target: Target, total: int) -> Iterator[Any]:
         TextColumn("compiling"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.description}"),
         TimeElapsedColumn(),
     )
     bar = Progress(*columns, console=Console(stderr=True), disable=not target.progress)
     with bar:
         task = bar.add_task("", total=total)
 
-        def compile_one(program: Program, name: str) -> Executable:
-            bar.update(task, description=name)
+        def compile_one(program: Program) -> Executable:
             run = target.backend.compile(program, target.options)
             bar.advance(task)
             return run

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -21,13 +22,14 @@ from graphcache.runtime.clock import StepContext
 from graphcache.runtime.instances import bare, instance_of
 from graphcache.runtime.runner import Runner
 from graphcache.runtime.stats import Statistics
+from graphcache.runtime.thresholds import Thresholds
 
 
 class CompiledModule(nn.Module):
     """What `graphcache.compile` adds to the module's class."""
 
     _graphcache_runner: ClassVar[Runner]
-    _graphcache_remake: ClassVar[staticmethod[[nn.Module], nn.Module]]
+    _graphcache_remake: ClassVar[staticmethod[..., nn.Module]]
 
     @property
     def cache_stats(self) -> Statistics:
@@ -37,23 +39,44 @@ class CompiledModule(nn.Module):
         return runner.stats
 
     @property
-    def is_cache_enabled(self) -> bool:
-        """True: the cache is part of the graph."""
-        return True
+    def cache_thresholds(self) -> Thresholds:
+        """The thresholds of dynamic policies, by policy name.
 
-    def enable_cache(self, config: Any) -> None:
-        """Refuse: the policy was given to `graphcache.compile`."""
-        raise GraphCacheError(
-            "this module is compiled with a cache policy already: compile the original "
-            f"module with {type(config).__name__} instead of enabling hooks on it"
-        )
+        They can be set at any time and hold from the next call on; nothing is compiled
+        again.
+        """
+        return self._graphcache_runner.thresholds
+
+    @property
+    def is_cache_enabled(self) -> bool:
+        """Whether anything is ever reused."""
+        return self._graphcache_runner.enabled
+
+    def enable_cache(self, config: Any = None) -> None:
+        """Reuse again after `disable_cache`.
+
+        Args:
+            config: Another policy, as `graphcache.compile` takes it, which is compiled
+                at the next call; None for the one it had.
+
+        Raises:
+            ValueError: If the cache is enabled.
+            PolicyError: If `config` is unknown or malformed.
+            BackendError: If the lowering cannot lower it.
+        """
+        if self.is_cache_enabled:
+            raise ValueError(
+                "the cache is enabled already: call disable_cache() first, then "
+                "enable_cache() with another config"
+            )
+        self._graphcache_runner.enable(config)
 
     def disable_cache(self) -> None:
-        """Refuse: the cache is part of the graph."""
-        raise GraphCacheError(
-            "the cache is part of the compiled graph: use the original module, which "
-            "still runs uncached and shares its weights with this one"
-        )
+        """Compute everything from now on; the outputs are the module's own."""
+        if not self.is_cache_enabled:
+            warnings.warn("the cache is disabled already", stacklevel=2)
+            return
+        self._graphcache_runner.disable()
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Refuse: Dynamo cannot compile what is compiled already."""
@@ -90,20 +113,26 @@ class CompiledModule(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
         """A compiled copy with weights and state of its own."""
-        return self._graphcache_remake(
-            copy.deepcopy(bare(self._graphcache_runner.module), memo)
-        )
+        runner = self._graphcache_runner
+        changed = {} if runner.config is None else {"config": runner.config}
+        module = copy.deepcopy(bare(runner.module), memo)
+        twin = self._graphcache_remake(module, **changed)
+        if isinstance(twin, CompiledModule):
+            twin.cache_thresholds.update(runner.thresholds)
+            twin._graphcache_runner.enabled = runner.enabled
+        return twin
 
 
 def compiled_module(
-    module: nn.Module, runner: Runner, remake: Callable[[nn.Module], nn.Module]
+    module: nn.Module, runner: Runner, remake: Callable[..., nn.Module]
 ) -> nn.Module:
     """A drop-in for `module` whose forward is the runner.
 
     Args:
         module: The original.
         runner: Runs its calls.
-        remake: Compiles a copy of the original in the same way.
+        remake: Compiles a copy of the original in the same way, with another
+            ``config=`` if there is one.
     """
     original = type(module)
 

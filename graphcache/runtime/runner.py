@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from graphcache.analysis.binding import TIMESTEP_ARGUMENTS
+from graphcache.analysis.timestep import timestep_scale
 from graphcache.capture import output_tree
 from graphcache.errors import CaptureError
+from graphcache.lowering import choose_lowering
+from graphcache.policy import configuration
 from graphcache.policy.decisions import Step
-from graphcache.program import InputKind, Program, TensorType, placeholders
-from graphcache.runtime.clock import TIMESTEP_ARGUMENTS, Clock
+from graphcache.program import TensorType
+from graphcache.runtime.clock import Clock
 from graphcache.runtime.guard import StructureWatch, fingerprint, refuse_hooks
 from graphcache.runtime.instances import bare
 from graphcache.runtime.loop import Loop, Target, compile_loop
+from graphcache.runtime.segment import Frame, run_route
 from graphcache.runtime.stats import Statistics, StepRecord
 from graphcache.runtime.streams import Stream
+from graphcache.runtime.thresholds import Thresholds
 from graphcache.signature import Call, CallKey, CallSignature
 
 _MAX_LOOPS = 16
+# What a disabled cache is told of every step: nothing that is asked of it counts.
+_ANYWHERE = Step(0, timestep=0.0, position=0, count=1, sigma=0.0)
 
 
 class Runner:
     """Runs one module under one policy.
+
+    Attributes:
+        enabled: Whether anything is ever reused.
+        thresholds: Of the policies whose decisions are dynamic; read at every step.
+        config: What the policy was changed to, if it was.
 
     Args:
         module: The original module, in eval mode.
@@ -50,6 +64,9 @@ class Runner:
         self.target = target
         self.stats = Statistics()
         self.clock = Clock(self.stats, scheduler, callback)
+        self.enabled = True
+        self.thresholds = Thresholds(target.policies)
+        self.config: object = None
         self.signature = CallSignature(module.forward)
         self._refuse_training()
         refuse_hooks(module, root=False)
@@ -75,13 +92,44 @@ class Runner:
         """Reset every stream: the next call of each computes."""
         self.clock.reset()
 
+    def disable(self) -> None:
+        """Compute everything from now on."""
+        self.enabled = False
+        self.reset()
+
+    def enable(self, config: object = None) -> None:
+        """Reuse again, by the same policy or by another one.
+
+        Args:
+            config: As for `graphcache.compile`; None for the same.
+
+        Raises:
+            PolicyError: If `config` is unknown or malformed.
+            BackendError: If the lowering cannot lower it.
+        """
+        if config is not None:
+            self._change_policy(config)
+        self.enabled = True
+        self.reset()
+
+    def _change_policy(self, config: object) -> None:
+        wanted = configuration(config)
+        choose_lowering(self.target.lowering, wanted.policies)
+        self.config = config
+        self.target = replace(self.target, wanted=wanted)
+        self.clock.callback = wanted.timestep_callback
+        self.thresholds.adopt(wanted.policies)
+        self._forget_captures()
+
     def _step(self, call: Call) -> Any:
         self._refuse_training()
         self._refuse_gradients(call)
         _refuse_autocast(call)
         if self._watch.changed():
             self._restructure()
-        stream = self.clock.tick(self._timestep(call), lambda: self._units(call))
+        stream = self.clock.tick(
+            self._timestep(call), lambda: self._units(call), strict=self.enabled
+        )
         if stream.index == 0 and fingerprint(self.module) != self._fingerprint:
             self._restructure()
         loop = self._loop(call)
@@ -89,23 +137,60 @@ class Runner:
         return self._unflatten(call, loop, self._run(call, loop, stream))
 
     def _run(self, call: Call, loop: Loop, stream: Stream) -> list[Tensor]:
-        signature = loop.decide(Step(stream.index, stream.timestep))
-        results = loop.variants[signature](call.tensors, stream)
-        computed = dict(zip(loop.program.predicates, signature, strict=True))
-        record = StepRecord(stream.name, stream.index, stream.timestep, computed)
+        step = stream.step if self.enabled else _ANYWHERE
+        if self.enabled and not step.index:
+            loop.check(step)
+        flags = loop.flags(step, compute_all=not self.enabled)
+        scores = self._decide_early(call, loop, stream, flags)
+        frame = Frame(call.tensors, stream, step, flags, self.thresholds, loop.device)
+        results = run_route(loop.route(flags), frame)
+        if not self.enabled:
+            stream.buffers.clear()
+        record = StepRecord(
+            stream.name,
+            stream.index,
+            stream.timestep,
+            loop.computed({**flags, **frame.decisions}),
+            {**scores, **frame.scores},
+        )
+        self.stats.host_reads += len(frame.scores)
         self.stats.record(record, loop.regions)
         stream.index += 1
         return results
+
+    def _decide_early(
+        self, call: Call, loop: Loop, stream: Stream, flags: dict[str, bool]
+    ) -> dict[str, float]:
+        """Take the decisions that the timestep determines; returns their scores."""
+        if not self.enabled:
+            flags.update(dict.fromkeys(loop.hoisted, True))
+            return {}
+        scores = {}
+        for name, hoisted in loop.hoisted.items():
+            computes, score, reads = hoisted.decide(
+                call, stream, self.thresholds, lambda: self.clock.ahead(stream)
+            )
+            self.stats.host_reads += reads
+            flags[name] = computes
+            if score is not None:
+                scores[name] = score
+        return scores
 
     def _loop(self, call: Call) -> Loop:
         loop = self._loops.get(call.key)
         if loop is None:
             self._refuse_foreign(call)
-            loop = compile_loop(bare(self.module), call, self.target, self.stats)
+            loop = compile_loop(
+                bare(self.module), call, self.target, self.stats, self._context_name()
+            )
             if len(self._loops) >= _MAX_LOOPS:
                 self._loops.pop(next(iter(self._loops)))
             self._loops[call.key] = loop
         return loop
+
+    def _context_name(self) -> str | None:
+        context = self.clock.context
+        return None if context is None else context.name
 
     def _unflatten(self, call: Call, loop: Loop, results: list[Tensor]) -> Any:
         if not call.return_dict:
@@ -139,10 +224,13 @@ class Runner:
     def _restructure(self) -> None:
         """The module changed: forget what was captured of it, or refuse."""
         refuse_hooks(self.module, root=True)
+        self._forget_captures()
+        self._inspect()
+
+    def _forget_captures(self) -> None:
         self._loops.clear()
         self._trees.clear()
         self._scale = None
-        self._inspect()
 
     def _refuse_training(self) -> None:
         if self.module.training:
@@ -191,28 +279,3 @@ def _is_foreign(path: str, tensor: Tensor, seen: TensorType) -> bool:
     floating = tensor.dtype.is_floating_point and seen.dtype.is_floating_point
     # Schedulers differ in the precision of their timesteps, and models cast it.
     return floating and tensor.dtype != seen.dtype and path not in TIMESTEP_ARGUMENTS
-
-
-def timestep_scale(program: Program) -> float:
-    """By what the timestep argument is multiplied to be in the scheduler's units.
-
-    Flow-matching transformers such as Flux take ``timestep / 1000`` and multiply by
-    1000 before anything else; the factor is read off the graph. 1 where there is none.
-    """
-    nodes = {node.name: node for node in placeholders(program.graph)}
-    for entry in program.inputs_of(InputKind.ARGUMENT):
-        if entry.target in TIMESTEP_ARGUMENTS:
-            return _first_factor(nodes[entry.name])
-    return 1.0
-
-
-def _first_factor(node: Any) -> float:
-    casts = (torch.ops.aten._to_copy.default, torch.ops.aten.to.dtype)
-    for user in node.users:
-        if user.target in casts:
-            return _first_factor(user)
-        if user.target is torch.ops.aten.mul.Tensor:
-            factor = user.args[1]
-            if isinstance(factor, (int, float)) and factor >= 100:
-                return float(factor)
-    return 1.0

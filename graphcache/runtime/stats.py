@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 _MAX_STEPS = 10_000
@@ -18,12 +18,15 @@ class StepRecord:
         index: Calls of the stream before this one, since its reset.
         timestep: In the scheduler's units; None if not known.
         computed: By policy name, whether its regions were computed.
+        scores: By policy name, what a decision of the graph measured; none where it
+            was forced.
     """
 
     stream: str
     index: int
     timestep: float | None
     computed: dict[str, bool]
+    scores: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -38,7 +41,10 @@ class Statistics:
         captures: Times the module was traced.
         graphs_compiled: Graphs given to the backend.
         compile_seconds: Time spent tracing, rewriting and compiling.
-        device_reads: Timesteps read from a tensor on a device other than the CPU.
+        host_reads: Scores of the graph that the host read: one per dynamic decision
+            and step.
+        device_reads: Timesteps, and schedules of them, read from a tensor on a device
+            other than the CPU.
         resets: Streams that were reset.
         planned_bytes: Bytes of buffers that one stream needs, by the latest plan.
         peak_buffer_bytes: Most bytes of buffers held at once, measured.
@@ -51,6 +57,7 @@ class Statistics:
     captures: int = 0
     graphs_compiled: int = 0
     compile_seconds: float = 0.0
+    host_reads: int = 0
     device_reads: int = 0
     resets: int = 0
     planned_bytes: int = 0
@@ -64,9 +71,59 @@ class Statistics:
         for policy, computed in record.computed.items():
             (self.computed if computed else self.reused)[policy] += len(regions[policy])
 
+    def __str__(self) -> str:
+        """A summary: the latest pass of every stream, then the counts.
+
+        ``#`` is a step at which any region of the policy was computed, ``.`` one at
+        which all were reused.
+        """
+        return "\n".join([*_timelines(self.steps), *self._counts()])
+
+    def _counts(self) -> Iterator[str]:
+        policies = dict.fromkeys([*self.regions, *self.computed, *self.reused])
+        for policy in policies:
+            reused = self.reused[policy]
+            total = reused + self.computed[policy]
+            share = f" ({100 * reused / total:.0f} %)" if total else ""
+            yield f"{policy}: {reused} of {total} regions reused{share}"
+        yield (
+            f"{_many(len(self.steps), 'step')}, {_many(self.resets, 'reset')}; "
+            f"{_many(self.captures, 'capture')}, "
+            f"{_many(self.graphs_compiled, 'graph')} compiled"
+        )
+        yield (
+            f"read by the host: {_many(self.host_reads, 'score')}, "
+            f"{_many(self.device_reads, 'device tensor')}"
+        )
+        yield (
+            f"buffers: {self.planned_bytes:,} bytes per stream planned, "
+            f"{self.peak_buffer_bytes:,} held at most"
+        )
+
     def clear(self) -> None:
         """Forget the calls; what was captured and compiled stays counted."""
         self.steps.clear()
         self.computed.clear()
         self.reused.clear()
-        self.device_reads = self.resets = self.peak_buffer_bytes = 0
+        self.host_reads = self.device_reads = 0
+        self.resets = self.peak_buffer_bytes = 0
+
+
+def _timelines(steps: Iterable[StepRecord]) -> Iterator[str]:
+    """One line per stream and policy: the steps since the stream last began."""
+    latest: dict[str, dict[str, str]] = {}
+    for step in steps:
+        if step.index == 0 or step.stream not in latest:
+            latest[step.stream] = {}
+        lines = latest[step.stream]
+        for policy, computed in step.computed.items():
+            lines[policy] = lines.get(policy, "") + ("#" if computed else ".")
+    names = max(map(len, latest), default=0)
+    policies = max((len(p) for lines in latest.values() for p in lines), default=0)
+    for stream, lines in latest.items():
+        for policy, line in lines.items():
+            yield f"{stream:{names}}  {policy:{policies}}  {line}"
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from diffusers import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
-from diffusers.hooks import HookRegistry
+from diffusers import PyramidAttentionBroadcastConfig
 from torch import Tensor, nn
 
 import graphcache
 from graphcache import never_reuse
 from tests.models import same
+from tests.parity.hooks import caching, hooked
 from tests.zoo import MODELS, ZOO, Clock, TinyModel, denoise, denoise_in_turn, make
 
 WIDE = (-1, 1001)
@@ -37,24 +37,6 @@ def config(
     return PyramidAttentionBroadcastConfig(current_timestep_callback=clock, **options)
 
 
-def count_calls(module: nn.Module) -> list[Counter[str]]:
-    """Count what runs of every attention, in a new counter for each root call."""
-    steps: list[Counter[str]] = []
-
-    def counted(path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            steps[-1][path] += 1
-            return forward(*args, **kwargs)
-
-        return run
-
-    for path, part in module.named_modules():
-        if hasattr(part, "processor"):
-            part.forward = counted(path, part.forward)
-    module.register_forward_pre_hook(lambda *_: steps.append(Counter()))
-    return steps
-
-
 def by_diffusers(
     tiny: TinyModel,
     ranges: dict[str, int],
@@ -62,12 +44,9 @@ def by_diffusers(
     window: tuple[int, int] | None = None,
 ) -> tuple[Any, list[Counter[str]]]:
     """What diffusers' hooks give, and what they computed at each step."""
-    clock, module = Clock(), make(tiny)
-    steps = count_calls(module)
-    apply_pyramid_attention_broadcast(module, config(clock, ranges, window))
-    result = run(module, clock)
-    HookRegistry.check_if_exists_or_initialize(module).reset_stateful_hooks()
-    return result, steps
+    apply = caching(lambda clock: config(clock, ranges, window))
+    module, clock, seen = hooked(tiny, apply)
+    return run(module, clock), seen.calls
 
 
 def computed_calls(module: nn.Module) -> list[set[str]]:

@@ -83,7 +83,7 @@ def test_the_verifier_refuses_a_lost_store() -> None:
     program = gated(tiny(depth=1)).copy()
     output = output_node(program.graph)
     output.args = (output.args[0][:-1],)  # type: ignore[index]
-    with pytest.raises(VerifyError, match="1 stores, but 0 outputs after the results"):
+    with pytest.raises(VerifyError, match="1 stores, but 0 outputs in their place"):
         verify(program)
 
 

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from graphcache import PolicyError
-from graphcache.runtime.clock import Clock, StepContext
-from graphcache.runtime.stats import Statistics
-from graphcache.runtime.streams import Stream
-
-
-def clock(**kwargs: Any) -> Clock:
-    return Clock(Statistics(), **kwargs)
-
-
-def tick(clock: Clock, timestep: Any = None, context: Any = None) -> Stream:
-    """One call, counted as the runner does."""
-    clock.context = StepContext(context) if isinstance(context, str) else context
-    argument = None if timestep is None else torch.tensor([float(timestep)])
-    stream = clock.tick(argument, lambda: 1.0)
-    stream.index += 1
-    return stream
+from graphcache.policy.decisions import Step
+from graphcache.runtime.clock import StepContext
+from tests.runtime.loops import clock, tick
 
 
 def test_calls_at_one_timestep_are_told_apart_by_their_order() -> None:
@@ -83,26 +69,6 @@ def test_sources_in_their_order() -> None:
     assert tick(clock(callback=lambda: None), 3).timestep == 3
 
 
-def test_a_scheduler_that_counts_is_followed() -> None:
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    scheduler.set_timesteps(4)
-    subject = clock(scheduler=scheduler)
-    seen = []
-    for t in scheduler.timesteps:
-        seen.append(tick(subject).timestep)
-        scheduler.step(torch.zeros(1), t, torch.zeros(1))
-    assert seen == scheduler.timesteps.tolist()
-
-
-def test_a_scheduler_that_does_not_count_is_counted_for() -> None:
-    scheduler = CogVideoXDDIMScheduler()
-    scheduler.set_timesteps(6)
-    subject = clock(scheduler=scheduler)
-    # Starts in the middle, as image-to-image does.
-    expected = scheduler.timesteps[2:].tolist()
-    assert [tick(subject, t, "c").timestep for t in expected] == expected
-
-
 def test_new_timesteps_of_the_scheduler_are_a_new_generation() -> None:
     scheduler = CogVideoXDDIMScheduler()
     scheduler.set_timesteps(6)
@@ -117,12 +83,139 @@ def test_without_context_and_timestep_steps_cannot_be_told_apart() -> None:
         tick(clock())
 
 
-def test_a_loop_that_counts_up_is_warned_of() -> None:
+@pytest.mark.parametrize("context", [None, "cond"])
+def test_a_loop_that_starts_low_and_rises_counts_up(context: str | None) -> None:
     subject = clock()
-    for t in (0, 10, 20):
-        tick(subject, t)
+    for _ in range(3):
+        steps = [tick(subject, t, context).step for t in (0, 250, 600, 990)]
+        # Told at the second call, from which on 1000 is noise.
+        assert [step.timestep for step in steps] == [0, 750, 400, 10]
+        assert [step.index for step in steps] == [1, 2, 3, 4]
+    assert subject.stats.resets == 2
+
+
+def test_streams_of_a_loop_that_counts_up() -> None:
+    subject = clock()
+    for _ in range(2):
+        for t in (10, 300, 700):
+            names = [tick(subject, t).name for _ in range(2)]
+            assert names == ["call 0", "call 1"]
+    assert {stream.index for stream in subject.streams.values()} == {3}
+
+
+@pytest.mark.parametrize("context", [None, "cond"])
+def test_a_loop_that_counts_down_and_was_given_up_starts_over(
+    context: str | None,
+) -> None:
+    """A loop that starts at 50 or above counts down, whatever comes next."""
+    subject = clock()
+    tick(subject, 50, context)
+    assert tick(subject, 900, context).index == 1
+    assert tick(subject, 800, context).index == 2
+    # Ending low is not starting low.
+    assert tick(subject, 10, context).index == 3
+    assert tick(subject, 900, context).index == 1
+
+
+def test_a_loop_that_counts_up_and_was_given_up_starts_over() -> None:
+    subject = clock()
+    tick(subject, 0, "cond")
+    assert tick(subject, 0, "cond").index == 1
+    assert tick(subject, 300, "cond").index == 2
+    assert tick(subject, 0, "cond").index == 1
+
+
+def test_a_callback_is_believed_whichever_way_it_counts() -> None:
+    now = iter([0.0, 300.0, 900.0, 0.0])
+    subject = clock(callback=lambda: next(now))
+    streams = [(s.timestep, s.index) for s in (tick(subject) for _ in range(4))]
+    assert streams == [(0, 1), (300, 2), (900, 3), (0, 1)]
+
+
+@pytest.mark.parametrize("context", [None, "cond"])
+def test_a_loop_that_starts_high_and_rises_is_warned_of(context: str | None) -> None:
+    subject = clock()
+    for t in (100, 200, 300):
+        assert tick(subject, t, context).index == 1
     with pytest.warns(UserWarning, match="rose at three calls in a row"):
-        tick(subject, 30)
+        tick(subject, 400, context)
+
+
+def test_many_streams_that_all_start_over_are_not_warned_of() -> None:
+    subject = clock()
+    for t in (900, 800, 900, 800):
+        for name in "abcd":
+            tick(subject, t, name)
+
+
+def test_a_step_index_that_rises_needs_no_timestep_to_fall() -> None:
+    subject = clock()
+    for index, t in enumerate((400, 500, 600)):
+        context = StepContext("cond", step_index=index)
+        assert tick(subject, t, context).index == index + 1
+
+
+def test_a_step_index_that_is_said_twice_is_one_stream() -> None:
+    """Except at the very first step, where it is a loop that was given up."""
+    subject = clock()
+    indices = [
+        tick(subject, None, StepContext("cond", step_index=index)).index
+        for index in (3, 3, 4, 4, 5, 5, 3)
+    ]
+    assert indices == [1, 1, 2, 3, 4, 5, 1]
+
+
+def test_more_calls_at_one_step_than_streams_can_be_start_over() -> None:
+    subject = clock()
+    for _ in range(20):
+        assert tick(subject, 900).index == 1
+        assert len(subject.streams) <= 8
+    assert tick(subject, 800).index == 1
+    assert [tick(subject, t).index for t in (700, 600)] == [2, 3]
+
+
+def test_frames_that_are_given_have_a_timestep_of_their_own() -> None:
+    subject = clock()
+    for index, t in enumerate((900.0, 800.0)):
+        stream = subject.tick(torch.tensor([[0.0, t, t]]), lambda: 1.0)
+        assert (stream.timestep, stream.index) == (t, index)
+        stream.index += 1
+
+
+def test_the_context_is_believed_before_the_scheduler() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(4)
+    said = StepContext(
+        "cond", step_index=2, num_inference_steps=9, timestep=7, sigma=0.125
+    )
+    subject = clock(scheduler=scheduler)
+    assert tick(subject, 3, said).step == Step(1, 7.0, 2, 9, 0.125)
+    known = tick(subject, 3, "other").step
+    assert known == Step(1, 1000.0, 0, 4, 1.0)
+
+
+def test_timesteps_ahead_are_the_schedulers() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(4)
+    scheduler.set_begin_index(1)
+    subject = clock(scheduler=scheduler)
+    stream = tick(subject, context=StepContext("cond", step_index=0))
+    assert list(subject.ahead(stream)) == scheduler.timesteps.tolist()[1:]
+    assert list(clock().ahead(stream)) == []
+
+
+def test_a_scheduler_without_timesteps_yet_says_nothing() -> None:
+    subject = clock(scheduler=SimpleNamespace(timesteps=None))
+    assert tick(subject, 500).step == Step(1, 500.0)
+    assert tick(subject, 500, "cond").step == Step(1, 500.0)
+
+
+def test_what_cannot_be_told_apart_is_all_first_calls_where_that_will_do() -> None:
+    subject = clock()
+    for _ in range(3):
+        stream = subject.tick(None, lambda: 1.0, strict=False)
+        assert (stream.name, stream.index) == ("call 0", 0)
+        stream.index += 1
 
 
 def test_the_scheduler_must_have_timesteps() -> None:

@@ -1,0 +1,1 @@
+"""Analyses: what the graph says about itself. Nothing here edits a program."""
