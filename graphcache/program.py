@@ -117,6 +117,8 @@ class Region:
         nodes: Names of the region's nodes, in graph order.
         operands: Names of the values it reads, in order of first use.
         results: Names of the tensors that are read outside it, in graph order.
+        streams: Names of the operands that are streams, which its results continue;
+            empty if any operand may be.
     """
 
     name: str
@@ -128,6 +130,7 @@ class Region:
     nodes: tuple[str, ...]
     operands: tuple[str, ...]
     results: tuple[str, ...]
+    streams: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

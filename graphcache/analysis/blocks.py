@@ -124,10 +124,36 @@ def run_of(graph: fx.Graph, chain: Sequence[Block], head: int, tail: int) -> Run
     for result in last.results:
         if pair(result, starts) is None:
             inside |= _pieces(result, starts)
+    inside |= _own(chain[head : len(chain) - tail], inside)
     nodes = tuple(node for node in graph.nodes if node in inside)
     return Run(
         first.scope.path, last.scope.path, starts, nodes, tuple(results_of(nodes))
     )
+
+
+def _own(blocks: Sequence[Block], inside: set[fx.Node]) -> set[fx.Node]:
+    """What the blocks work out of no stream, such as their modulations, and alone read.
+
+    It belongs to the run, so that a region inside a block lies inside the run as a
+    whole.
+    """
+    found = {
+        node
+        for block in blocks
+        for node in block.nodes
+        if node.op == "call_function" and node not in inside
+    }
+    while True:
+        known = inside | found
+        stray = {
+            node
+            for node in found
+            if not known.issuperset(node.users)
+            or (is_getitem(node) and node.args[0] not in known)
+        }
+        if not stray:
+            return found
+        found -= stray
 
 
 def _pieces(result: fx.Node, starts: Sequence[fx.Node]) -> set[fx.Node]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection, Iterable
 
-from torch import fx
+from torch import Tensor, fx
 
 from graphcache.capture import scopes
-from graphcache.program import is_getitem
+from graphcache.program import fake_value, is_getitem
 
 
 def nodes_by_call(graph: fx.Graph) -> dict[str, list[fx.Node]]:
@@ -66,6 +66,16 @@ def ancestors(roots: Iterable[fx.Node]) -> set[fx.Node]:
             found.add(node)
             pending.extend(node.all_input_nodes)
     return found
+
+
+def with_items(nodes: set[fx.Node]) -> set[fx.Node]:
+    """The nodes and the items of the tuples among them: a tuple has no life alone."""
+    items = {user for node in nodes for user in node.users if is_getitem(user)}
+    return nodes | {
+        item
+        for item in items
+        if not isinstance(fake_value(item.all_input_nodes[0]), Tensor)
+    }
 
 
 def is_convex(nodes: Collection[fx.Node]) -> bool:

@@ -225,8 +225,17 @@ def region_of(
     nodes: Sequence[fx.Node],
     *,
     results: Sequence[fx.Node] | None = None,
+    streams: Sequence[fx.Node] = (),
 ) -> Region:
-    """A region of the given nodes."""
+    """A region of the given nodes.
+
+    Args:
+        name: Its name, and its path.
+        kind: Its kind.
+        nodes: Its nodes, in graph order.
+        results: What it gives to the rest; by default what is read outside.
+        streams: The operands that its results continue, if that is known.
+    """
     given = results_of(nodes) if results is None else results
     return Region(
         name=name,
@@ -238,6 +247,7 @@ def region_of(
         nodes=tuple(node.name for node in nodes),
         operands=tuple(node.name for node in operands_of(nodes)),
         results=tuple(node.name for node in given),
+        streams=tuple(node.name for node in streams),
     )
 
 

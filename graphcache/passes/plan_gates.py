@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor, fx
 
-from graphcache.analysis.dataflow import ancestors, operands_of
+from graphcache.analysis.dataflow import ancestors, operands_of, with_items
 from graphcache.analysis.residual import pair
 from graphcache.analysis.view import Analysis
 from graphcache.errors import PolicyError
@@ -168,8 +168,16 @@ class _Planner:
     def _streams(
         self, region: Region, results: Sequence[fx.Node]
     ) -> tuple[fx.Node | None, ...]:
-        operands = [self.analysis.nodes[name] for name in region.operands]
-        return tuple(pair(result, operands) for result in results)
+        names = region.streams or region.operands
+        operands = [self.analysis.nodes[name] for name in names]
+        found = tuple(pair(result, operands) for result in results)
+        if region.streams and not any(found):
+            raise PolicyError(
+                f"what {region.name} gives continues no stream that enters it: "
+                f"{_types(results)} after {_types(operands)}. The streams are joined "
+                "or rearranged on the way; begin or end the run elsewhere."
+            )
+        return found
 
     def metric(self, policy: Policy, observed: Sequence[fx.Node]) -> Metric:
         decision = policy.decision
@@ -184,6 +192,10 @@ class _Planner:
             self.add_buffers(f"?{policy.name}", held),
             self.add_scalars(policy.name, decision.indicator.scalars),
         )
+
+
+def _types(nodes: Sequence[fx.Node]) -> str:
+    return ", ".join(str(TensorType.of(fake_value(node))) for node in nodes)
 
 
 def without(region: Region, analysis: Analysis, before: set[fx.Node]) -> Region:
@@ -218,7 +230,7 @@ def plan(program: Program, policies: Sequence[Policy]) -> Program:
         for policy in policies
         if policy.name in used and isinstance(policy.decision, Threshold)
     }
-    cones = {name: ancestors(nodes) for name, nodes in observed.items()}
+    cones = {name: with_items(ancestors(nodes)) for name, nodes in observed.items()}
     choices = [
         replace(c, region=without(c.region, analysis, cones.get(c.policy.name, set())))
         for c in choices

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, fx
 
-from graphcache.analysis.dataflow import ancestors
+from graphcache.analysis.dataflow import ancestors, with_items
 from graphcache.errors import VerifyError
 from graphcache.ops import is_gate
 from graphcache.program import (
@@ -23,7 +23,6 @@ from graphcache.program import (
     Stage,
     drop_unused_branches,
     fake_value,
-    is_getitem,
     placeholders,
     set_outputs,
 )
@@ -47,22 +46,12 @@ class Cut:
 def next_cut(program: Program) -> Cut | None:
     """The next decision that the graph can take: no gate stands before its score."""
     for predicate, score in zip(program.scores, program.outputs.scores, strict=True):
-        head = _closed(ancestors([score]))
+        head = with_items(ancestors([score]))
         if not any(is_gate(node) for node in head):
             return Cut(predicate, score, frozenset(head))
     if program.scores:
         raise VerifyError(f"the scores of {program.scores} depend on one another")
     return None
-
-
-def _closed(nodes: set[fx.Node]) -> set[fx.Node]:
-    """The nodes, with the items of the tuples among them: only tensors cross a cut."""
-    items = {user for node in nodes for user in node.users if is_getitem(user)}
-    return nodes | {
-        item
-        for item in items
-        if not isinstance(fake_value(item.args[0]), Tensor)  # type: ignore[arg-type]
-    }
 
 
 def live_name(cut: Cut, node: fx.Node) -> str:

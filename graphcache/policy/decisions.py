@@ -265,6 +265,8 @@ class Ends(Static):
         first: How many first steps are computed.
         last: How many last steps are computed.
         steps: The number of steps, if the loop does not tell it.
+        lenient: Whether a loop whose number of steps cannot be told simply has no last
+            steps, instead of being refused.
 
     Raises:
         PolicyError: If a number is negative.
@@ -273,6 +275,7 @@ class Ends(Static):
     first: int = 1
     last: int = 0
     steps: int | None = None
+    lenient: bool = False
 
     def __post_init__(self) -> None:
         check_count("the number of first steps", self.first, 0)
@@ -303,7 +306,9 @@ class Ends(Static):
         """
         if step.index == 0 or step.place < self.first:
             return True
-        return self.last > 0 and step.place >= self._count(step.count) - self.last
+        if not self.last or (self.lenient and self._known(step.count) is None):
+            return False
+        return step.place >= self._count(step.count) - self.last
 
     def check(self, count: int | None) -> None:
         """Refuse a loop whose last steps cannot be told, or of another length.
@@ -311,15 +316,18 @@ class Ends(Static):
         Raises:
             PolicyError: If the number of steps is not known, or not `steps`.
         """
-        if self.last:
+        if self.last and not self.lenient:
             self._count(count)
         if None not in (self.steps, count) and self.steps != count:
             raise PolicyError(
                 f"the policy is for {self.steps} steps and the loop has {count}"
             )
 
+    def _known(self, count: int | None) -> int | None:
+        return self.steps if count is None else count
+
     def _count(self, count: int | None) -> int:
-        known = self.steps if count is None else count
+        known = self._known(count)
         if known is None:
             raise PolicyError(
                 f"the last {self.last} steps are to be computed, and the number of "

@@ -217,7 +217,14 @@ class Blocks:
         require_chain(analysis, self.head + self.tail + 1, what)
         run = analysis.run(self.head, self.tail)
         name = run.first if run.first == run.last else f"{run.first}..{run.last}"
-        return (region_of(f"{name}:run", "run", run.nodes, results=run.results),)
+        region = region_of(
+            f"{name}:run",
+            "run",
+            run.nodes,
+            results=run.results,
+            streams=run.starts,
+        )
+        return (region,)
 
     def reject(self, region: Region) -> str | None:
         """None: there is one run."""

@@ -37,7 +37,8 @@ def teacache(
         timestep_only: Observe what the first block reads of the timestep, not its
             modulated input.
         absolute: Whether to add the polynomial's absolute value.
-        last: Whether the last step is always computed, as the first is.
+        last: Whether the last step is always computed, as the first is; where the loop
+            does not tell its number of steps, it is a step like the others.
         steps: The number of steps, if the loop does not tell it.
 
     Raises:
@@ -46,7 +47,7 @@ def teacache(
     """
     probe: Probe = TimestepEmbedding() if timestep_only else ModulatedInput()
     indicator = AccumulatedChange(probe, tuple(coefficients), absolute)
-    ends = Ends(first=1, last=int(last), steps=steps)
+    ends = Ends(first=1, last=int(last), steps=steps, lenient=True)
     return Policy(
         "teacache", Blocks(), Threshold(indicator, threshold, ends), HoldResidual()
     )

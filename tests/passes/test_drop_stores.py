@@ -33,6 +33,6 @@ def test_is_idempotent() -> None:
 
 def test_never_reuse_stores_nothing() -> None:
     policies = configuration(never_reuse()).policies
-    (program,) = lower(cached(tiny(), never_reuse()), policies).values()
+    (program,) = lower(cached(tiny(), never_reuse()), policies).routes.values()
     assert program.stores == ()
     assert program.buffers == ()

@@ -153,6 +153,16 @@ def test_ends_needs_the_number_of_steps_for_the_last_ones() -> None:
     assert not Ends(1, 1, steps=6).computes(Step(4))
 
 
+def test_lenient_ends_have_no_last_steps_where_the_number_is_not_known() -> None:
+    ends = Ends(1, 2, lenient=True)
+    ends.check(None)
+    assert not ends.computes(Step(9))
+    assert steps_of(ends, 6) == [0, 4, 5]
+    assert Ends(1, 2, 6, lenient=True).computes(Step(5))
+    with pytest.raises(PolicyError, match="for 6 steps and the loop has 7"):
+        Ends(1, 2, 6, lenient=True).check(7)
+
+
 def test_ends_refuses_another_number_of_steps() -> None:
     Ends(1, 1, steps=6).check(6)
     Ends(1, 1, steps=6).check(None)

@@ -24,7 +24,7 @@ def test_observes_the_modulated_input_and_computes_both_ends() -> None:
     assert policy.regions == Blocks()
     assert policy.decision.indicator == AccumulatedChange(ModulatedInput())
     assert policy.decision.threshold == 0.25
-    assert policy.decision.forced == Ends(1, 1)
+    assert policy.decision.forced == Ends(1, 1, lenient=True)
     assert policy.predictor == HoldResidual()
 
 
@@ -32,8 +32,8 @@ def test_options_go_where_they_belong() -> None:
     policy = teacache(0.1, [2, 0], timestep_only=True, absolute=True, last=False)
     wanted = AccumulatedChange(TimestepEmbedding(), (2.0, 0.0), True)
     assert policy.decision.indicator == wanted
-    assert policy.decision.forced == Ends(1, 0)
-    assert teacache(0.1, steps=30).decision.forced == Ends(1, 1, 30)
+    assert policy.decision.forced == Ends(1, 0, lenient=True)
+    assert teacache(0.1, steps=30).decision.forced == Ends(1, 1, 30, lenient=True)
 
 
 @pytest.mark.parametrize(

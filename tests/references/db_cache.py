@@ -62,11 +62,12 @@ def db_cache(
     middle = paths[head : len(paths) - tail]
     with recording(module) as log:
         gate = _Gate(threshold, limits or Limits(), log)
+        run = Middle(module, middle, log, gate.decide)
         first, last = paths[0], paths[head - 1]
         with (
             replaced(module, {first: gate.entry(module.get_submodule(first))}),
-            replaced(module, {last: gate.exit(module.get_submodule(last))}),
-            Middle(module, middle, log, gate.decide).replaced(),
+            replaced(module, {last: gate.exit(module.get_submodule(last), run)}),
+            run.replaced(),
         ):
             yield log
 
@@ -93,13 +94,15 @@ class _Gate:
 
         return wrap
 
-    def exit(self, block: nn.Module) -> Wrapper:
-        """Note what the head adds."""
+    def exit(self, block: nn.Module, middle: Middle) -> Wrapper:
+        """Note what the head adds, and what enters the middle."""
 
         def wrap(forward: Forward) -> Forward:
             def run(*args: Any, **kwargs: Any) -> Any:
                 outputs = forward(*args, **kwargs)
-                left = leaving(block, outputs)[0]
+                streams = leaving(block, outputs)
+                middle.enter(streams)
+                left = streams[0]
                 assert left is not None
                 assert self.entered is not None
                 self.added = left - self.entered

@@ -2,8 +2,9 @@
 
 It holds the difference between what leaves the last block and what entered the first,
 on every stream. So a residual that the model injects between two of the blocks
-(ControlNet, hints of VACE) is held with it and counts once, one before the first block
-or behind the last is that of the step, and nothing is counted twice.
+(ControlNet, hints of VACE) is held with it and counts once, one behind the last is that
+of the step, and nothing is counted twice. What is injected behind a head belongs to the
+blocks that follow it: what enters them is then what left the head.
 """
 
 from __future__ import annotations
@@ -82,7 +83,12 @@ class Middle:
         self.module, self.paths, self.log, self.decide = module, paths, log, decide
         self.computes = True
         self.entered: Streams = ()
+        self.follows_head = False
         self.added: Streams | None = None
+
+    def enter(self, streams: Streams) -> None:
+        """Say what left the head."""
+        self.entered, self.follows_head = streams, True
 
     def replaced(self) -> AbstractContextManager[None]:
         """Take over the blocks' forwards."""
@@ -95,7 +101,8 @@ class Middle:
             def run(*args: Any, **kwargs: Any) -> Any:
                 streams = entering(block, args, kwargs)
                 if path == self.paths[0]:
-                    self.entered = streams
+                    if not self.follows_head:
+                        self.entered = streams
                     # Asked first: a decision may keep a record of its own.
                     self.computes = self.decide(args, kwargs) or self.added is None
                 if self.computes:
@@ -113,7 +120,7 @@ class Middle:
 
     def _leave(self, block: nn.Module, outputs: Any) -> Any:
         left = leaving(block, outputs)
-        entered = self._joined(len(left))
+        entered = tuple(map(_laid_out, self._joined(len(left)), left))
         if self.computes:
             self.added = tuple(map(_minus, left, entered))
             return outputs
@@ -128,6 +135,19 @@ class Middle:
         assert hidden is not None
         assert encoder is not None
         return (torch.cat([encoder, hidden], dim=1),)
+
+
+def _laid_out(entered: Tensor | None, left: Tensor | None) -> Tensor | None:
+    """What entered, by places as it left, where Latte's first list goes by frames."""
+    if entered is None or left is None or entered.shape == left.shape:
+        return entered
+    if entered.ndim != 3 or entered.numel() != left.numel():
+        return entered
+    places, frames, _ = left.shape
+    batch = entered.shape[0] // frames
+    videos = entered.unflatten(0, (batch, frames)).transpose(1, 2)
+    assert places == batch * videos.shape[1]
+    return videos.flatten(0, 1)
 
 
 def _minus(left: Tensor | None, entered: Tensor | None) -> Tensor | None:

@@ -140,7 +140,9 @@ def spectral_filter(sample: Tensor, sigma: Tensor, power: float) -> Tensor:
     gain = gain / gain.mean()
     spectrum = torch.fft.fftn(values, dim=axes)
     filtered: Tensor = torch.fft.ifftn(spectrum * gain, dim=axes).real
-    return filtered.to(sample.dtype)
+    # A transform leaves its result in an order of its own, and a backend may hand that
+    # on: said outright, the buffer is laid out as it was declared.
+    return filtered.to(sample.dtype).contiguous()
 
 
 def _gain(count: int, noise: Tensor, power: float, device: torch.device) -> Tensor:
