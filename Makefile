@@ -3,8 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# The models of the tests are tiny: a second thread costs more than it gains.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# The models of the tests are tiny: a second thread costs more than it gains, and a
+# second process is what helps.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint types check bench clean

@@ -1,6 +1,15 @@
 """graphcache: a compiler for the denoising loop of diffusion transformers."""
 
 from graphcache.api import compile, trace, variants
+from graphcache.calibration import (
+    MagCacheCalibration,
+    MagCacheRatios,
+    SmoothCacheCalibration,
+    SmoothCacheErrors,
+    TeaCacheCalibration,
+    TeaCacheFit,
+    calibrate,
+)
 from graphcache.errors import (
     BackendError,
     CaptureError,
@@ -59,16 +68,23 @@ __all__ = [
     "HoldResidual",
     "Interval",
     "LinearExtrapolation",
+    "MagCacheCalibration",
+    "MagCacheRatios",
     "Mask",
     "Model",
     "Modules",
     "Policy",
     "PolicyError",
+    "SmoothCacheCalibration",
+    "SmoothCacheErrors",
     "SmoothCacheSchedule",
     "Taylor",
     "TaylorResidual",
+    "TeaCacheCalibration",
+    "TeaCacheFit",
     "Threshold",
     "VerifyError",
+    "calibrate",
     "compile",
     "dbcache",
     "explain",

@@ -65,7 +65,7 @@ def compile(
         raise BackendError(
             f"unknown lowering {lowering!r}: know {', '.join(LOWERINGS)}"
         )
-    _refuse_compiled(module)
+    refuse_compiled(module)
     shown = chosen.capabilities.compiles if progress is None else progress
     target = Target(wanted, chosen, lowering, dict(options or {}), shown)
     runner = Runner(module, target, scheduler, wanted.timestep_callback)
@@ -100,7 +100,7 @@ def trace(module: nn.Module, config: object, /, *args: Any, **kwargs: Any) -> Pr
         CaptureError: If the module cannot be captured.
     """
     wanted = configuration(config)
-    _refuse_compiled(module)
+    refuse_compiled(module)
     call = CallSignature(module.forward).bind(args, kwargs)
     return cached_program(module, call, wanted).program
 
@@ -127,7 +127,12 @@ def variants(
     return tuple(found.values())
 
 
-def _refuse_compiled(module: nn.Module) -> None:
+def refuse_compiled(module: nn.Module) -> None:
+    """Refuse what is no module, or compiled already.
+
+    Raises:
+        CaptureError: With what to pass instead.
+    """
     if not isinstance(module, nn.Module):
         raise CaptureError(f"{type(module).__name__} is no nn.Module")
     if isinstance(module, CompiledModule):

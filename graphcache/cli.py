@@ -88,13 +88,21 @@ def inspect(
     window: Annotated[
         tuple[float, float], typer.Option(help="Reuse only between these timesteps.")
     ] = (100, 800),
+    method: Annotated[
+        str | None,
+        typer.Option(help=f"Another method: {', '.join(inspection.METHODS)}."),
+    ] = None,
 ) -> None:
     """Print what Pyramid Attention Broadcast would cache (--spatial 2 by default)."""
     if spatial is temporal is cross is None:
         spatial = 2
     with _errors():
-        policies = pyramid_attention_broadcast(spatial, temporal, cross, window=window)
-        typer.echo(inspection.inspect(model_dir, policies))
+        config: object = pyramid_attention_broadcast(
+            spatial, temporal, cross, window=window
+        )
+        if method is not None:
+            config = inspection.method(method)
+        typer.echo(inspection.inspect(model_dir, config))
 
 
 @contextmanager

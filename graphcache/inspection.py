@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from torch import nn
 
 import graphcache
 from graphcache.errors import GraphCacheError
+
+
+KINDS = ("attention", "feed-forward", "block")
 
 
 def load_transformer(path: Path) -> nn.Module:
@@ -79,12 +83,35 @@ def example_inputs(transformer: nn.Module, batch: int = 2) -> dict[str, Any]:
     return inputs
 
 
-def inspect(path: Path, policies: Sequence[graphcache.Policy]) -> str:
+METHODS: dict[str, Callable[[], object]] = {
+    "dbcache": lambda: graphcache.dbcache(1, 1),
+    "fastercache": graphcache.fastercache,
+    "first-block": graphcache.first_block_cache,
+    "fora": lambda: graphcache.fora(2),
+    "taylorseer": graphcache.taylorseer,
+    "taylorseer-lite": lambda: graphcache.taylorseer(lite=True),
+    "teacache": lambda: graphcache.teacache(0.1),
+}
+"""Methods that need no calibration, at settings that show their plan."""
+
+
+def method(name: str) -> object:
+    """The policies of a method.
+
+    Raises:
+        GraphCacheError: If there is no such method.
+    """
+    if name not in METHODS:
+        raise GraphCacheError(f"unknown method {name!r}: know {', '.join(METHODS)}")
+    return METHODS[name]()
+
+
+def inspect(path: Path, config: object) -> str:
     """The plan of a transformer under some policies, as text.
 
     Args:
         path: Directory of the transformer.
-        policies: What to cache.
+        config: What to cache, as for `graphcache.compile`.
 
     Raises:
         GraphCacheError: If the model cannot be loaded or captured, or the policies
@@ -92,6 +119,7 @@ def inspect(path: Path, policies: Sequence[graphcache.Policy]) -> str:
     """
     transformer = load_transformer(path)
     inputs = example_inputs(transformer)
-    found = graphcache.explain(transformer, policies, **inputs)
-    regions = len(found.program.regions)
-    return f"{type(transformer).__name__}: {regions} attention regions\n{found}"
+    found = graphcache.explain(transformer, config, **inputs)
+    counts = Counter(region.kind for region in found.program.regions)
+    shown = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind])
+    return f"{type(transformer).__name__}: {shown} regions\n{found}"

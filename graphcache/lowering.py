@@ -153,6 +153,12 @@ def interpreted(program: Program, policies: Sequence[Policy]) -> Lowering:
     return Lowering(choice, host, {}, dict.fromkeys(signatures, program))
 
 
+def decided(program: Program) -> Lowering:
+    """A program in which nothing is left to decide, such as one that is observed."""
+    choice = Choice("none", "nothing is decided: one straight line")
+    return Lowering(choice, (), {}, {(): program})
+
+
 def _signatures(
     decisions: Mapping[str, Decision], host: Sequence[str]
 ) -> list[Signature]:
@@ -215,17 +221,18 @@ def _store(tree: Lowered, read: frozenset[str]) -> Lowered:
     return run_passes(tree, store_pipeline(read), label="stores")
 
 
-def _shared(lowered: dict[Signature, Lowered]) -> dict[Signature, Lowered]:
+def _shared(lowered: Mapping[Signature, Lowered]) -> dict[Signature, Lowered]:
     """Equal programs as one object: what lies in an unused region does not matter."""
-    known: dict[str, Lowered] = {}
-    return {
-        signature: known.setdefault(_text(tree), tree)
-        for signature, tree in lowered.items()
-    }
+    known: dict[str, Program] = {}
 
+    def share(tree: Lowered) -> Lowered:
+        if isinstance(tree, Fork):
+            head = share(tree.head)
+            assert isinstance(head, Program)
+            return Fork(tree.predicate, head, share(tree.compute), share(tree.reuse))
+        return known.setdefault(format_program(tree), tree)
 
-def _text(tree: Lowered) -> str:
-    return "\n".join(format_program(program) for program in segments(tree))
+    return {signature: share(tree) for signature, tree in lowered.items()}
 
 
 def signature_name(predicates: Sequence[str], signature: Signature) -> str:

@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 from torch._C import DispatchKey
+from torch._higher_order_ops.flex_attention import flex_attention
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -134,6 +135,21 @@ def is_gate(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is gate
 
 
+def is_flex_attention(node: fx.Node) -> bool:
+    """Whether the node is an attention that is given functions of its scores.
+
+    They are graphs, attributes of the module that holds the node.
+    """
+    return node.op == "call_function" and node.target is flex_attention
+
+
+def functions_of(node: fx.Node) -> list[fx.Node]:
+    """The attributes that hold the functions that a node is given."""
+    if not is_flex_attention(node):
+        return []
+    return [value for value in node.all_input_nodes if value.op == "get_attr"]
+
+
 def is_pure(node: fx.Node) -> bool:
     """Whether dropping an unread node changes nothing.
 
@@ -142,7 +158,7 @@ def is_pure(node: fx.Node) -> bool:
     """
     if node.op in ("placeholder", "output"):
         return False
-    if is_gate(node) or node.op == "get_attr":
+    if is_gate(node) or is_flex_attention(node) or node.op == "get_attr":
         return True
     if node.op != "call_function":
         return False

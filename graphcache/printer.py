@@ -206,6 +206,8 @@ def _line(node: fx.Node, names: Names) -> str:
 
 
 def _value(value: Any, names: Names) -> str:
+    if isinstance(value, fx.Node) and value.op == "get_attr":
+        return str(value.target)
     if isinstance(value, fx.Node):
         return names.get(value.name, f"%{value.name}")
     if isinstance(value, (tuple, list)):

@@ -79,19 +79,30 @@ def _guided(
     _refuse(policies, context)
     batched = _batched_arguments(call, config)
     captured = capture(module, call)
+    second = capture(module, halved(call, batched))
     full = _full(captured.program, policies)
-    half = _half(module, halved(call, batched), policies)
+    half = _half(second.program, policies)
     joined = join_guidance(full, half, config, batched)
     verify(joined)
-    return replace(captured, program=joined)
+    # What a half was read from follows from the whole.
+    return replace(captured, program=joined, read=captured.read | second.read)
 
 
-def _refuse(policies: Sequence[Policy], context: str | None) -> None:
+def refuse_halves_in_turn(context: str | None) -> None:
+    """Refuse a caller's context that says that there are no halves in a batch.
+
+    Raises:
+        PolicyError: If it names one of them.
+    """
     if context in _SEQUENTIAL:
         raise PolicyError(
             f"the unconditional half of a batch is to be predicted, and the context "
             f"{context!r} says that both halves are called in turn: leave guidance out"
         )
+
+
+def _refuse(policies: Sequence[Policy], context: str | None) -> None:
+    refuse_halves_in_turn(context)
     for policy in policies:
         if policy.name == PREDICATE:
             raise PolicyError(f"{PREDICATE!r} names the prediction of guidance")
@@ -134,10 +145,9 @@ def _full(program: Program, policies: tuple[Policy, ...]) -> Program:
     return run_passes(cached, specialize_pipeline(signature), label="full specialize")
 
 
-def _half(module: nn.Module, call: Call, policies: tuple[Policy, ...]) -> Program:
-    program = _apart(capture(module, call).program)
+def _half(program: Program, policies: tuple[Policy, ...]) -> Program:
     passes = rewrite_pipeline(policies) if policies else clean_pipeline()
-    return run_passes(program, passes, label="half rewrite")
+    return run_passes(_apart(program), passes, label="half rewrite")
 
 
 def _apart(program: Program) -> Program:

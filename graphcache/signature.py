@@ -6,20 +6,24 @@ and the values of everything else. Two calls with one key run one capture.
 
 from __future__ import annotations
 
+import copy
+import enum
 import inspect
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphcache.errors import CaptureError
 
 CallKey = tuple[Hashable, ...]
 _MISSING = inspect.Parameter.empty
 _RETURN_DICT = "return_dict"
-_PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
+PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, enum.Enum)
+"""Values that are part of a call's key as they are."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +81,13 @@ class CallSignature:
         Raises:
             TypeError: As Python would, for missing or unknown arguments.
             CaptureError: For an argument that is no tensor, number, string or a
-                container of those.
+                container or plain object of those.
         """
         values = self._values(args, kwargs)
         return_dict = None
         if self.has_return_dict:
             return_dict = bool(values.pop(_RETURN_DICT))
-        tensors: list[Tensor] = []
-        paths: list[str] = []
-        key: list[Hashable] = []
-        for name, value in values.items():
-            _flatten(name, value, tensors, paths, key)
-        return Call(values, tensors, paths, tuple(key), return_dict)
+        return _call(values, return_dict)
 
     def _values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         values = {
@@ -106,6 +105,15 @@ class CallSignature:
         return values
 
 
+def _call(values: dict[str, Any], return_dict: bool | None) -> Call:
+    tensors: list[Tensor] = []
+    paths: list[str] = []
+    key: list[Hashable] = []
+    for name, value in values.items():
+        _flatten(name, value, tensors, paths, key)
+    return Call(values, tensors, paths, tuple(key), return_dict)
+
+
 def halved(call: Call, paths: Collection[str]) -> Call:
     """The call with the second half of the batch alone.
 
@@ -117,12 +125,58 @@ def halved(call: Call, paths: Collection[str]) -> Call:
         name: value.chunk(2)[1].contiguous() if name in paths else value
         for name, value in call.values.items()
     }
-    tensors: list[Tensor] = []
-    leaves: list[str] = []
-    key: list[Hashable] = []
-    for name, value in values.items():
-        _flatten(name, value, tensors, leaves, key)
-    return Call(values, tensors, leaves, tuple(key), call.return_dict)
+    return _call(values, call.return_dict)
+
+
+def with_tensors(call: Call, tensors: Sequence[Tensor]) -> dict[str, Any]:
+    """The call's values with other tensors in the places of its own.
+
+    Containers and objects are new ones, so that nothing that is done to them is seen
+    by the caller.
+
+    Args:
+        call: A call.
+        tensors: One for each of its tensor leaves, in order.
+    """
+    leaves = iter(tensors)
+    return {name: _rebuild(value, leaves) for name, value in call.values.items()}
+
+
+def children(value: Any) -> Iterator[tuple[Any, Any]]:
+    """What a container or object holds, by index, key or name; nothing for a leaf."""
+    if isinstance(value, (Tensor, *PLAIN)):
+        return
+    if isinstance(value, (tuple, list)):
+        yield from enumerate(value)
+    elif isinstance(value, dict):
+        yield from value.items()
+    elif _is_object(value):
+        yield from vars(value).items()
+
+
+def _is_object(value: Any) -> bool:
+    """Whether a value is plain data in attributes, such as a cache of keys."""
+    opaque = isinstance(value, (type, ModuleType, nn.Module)) or callable(value)
+    return hasattr(value, "__dict__") and not opaque
+
+
+def _rebuild(value: Any, leaves: Iterator[Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return next(leaves)
+    if isinstance(value, PLAIN):
+        return value
+    items = [_rebuild(item, leaves) for _, item in children(value)]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*items)
+    if isinstance(value, (tuple, list)):
+        return type(value)(items)
+    if isinstance(value, dict):
+        copied = copy.copy(value)
+        copied.update(zip(value, items, strict=True))
+        return copied
+    rebuilt = object.__new__(type(value))
+    rebuilt.__dict__.update(zip(vars(value), items, strict=True))
+    return rebuilt
 
 
 def _flatten(
@@ -136,18 +190,21 @@ def _flatten(
         tensors.append(value)
         paths.append(path)
         key.append((value.shape, value.dtype, value.device, value.stride()))
-    elif isinstance(value, _PLAIN):
+        return
+    if isinstance(value, PLAIN):
         key.append((type(value), value))
-    elif isinstance(value, (tuple, list)):
+        return
+    if isinstance(value, (tuple, list)):
         key.append((type(value), len(value)))
-        for index, item in enumerate(value):
-            _flatten(f"{path}.{index}", item, tensors, paths, key)
     elif isinstance(value, dict):
-        key.append((dict, tuple(value)))
-        for name, item in value.items():
-            _flatten(f"{path}.{name}", item, tensors, paths, key)
+        key.append((type(value), tuple(value)))
+    elif _is_object(value):
+        key.append((type(value), tuple(vars(value))))
     else:
         raise CaptureError(
             f"argument {path} is a {type(value).__name__}: only tensors, numbers, "
-            "strings, None and tuples, lists and dicts of those can be captured"
+            "strings, None and tuples, lists, dicts and plain objects of those can be "
+            "captured"
         )
+    for name, item in children(value):
+        _flatten(f"{path}.{name}", item, tensors, paths, key)

@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, fx
 
 from graphcache.errors import VerifyError
-from graphcache.ops import dropout_probability, gate_parts, is_gate
+from graphcache.ops import (
+    dropout_probability,
+    gate_parts,
+    is_flex_attention,
+    is_gate,
+)
 from graphcache.printer import format_excerpt
 from graphcache.program import (
     InputKind,
@@ -87,6 +92,8 @@ _DATAFLOW = (
     Rule("functional operators: ATen's, and registered ones", _allow(_is_op)),
     Rule("getitem takes a value out of a tuple", _allow(is_getitem)),
     Rule("arithmetic on sizes that depend on data", _allow(lambda n: _is_symbolic(n))),
+    Rule("flex_attention, which takes functions", _allow(is_flex_attention)),
+    Rule("the functions of an attention are attributes", _allow(lambda n: _is_mod(n))),
 )
 _GATES = (
     Rule("gate", _allow(is_gate)),
@@ -125,6 +132,10 @@ def _is_branch(node: fx.Node) -> bool:
 
 def _is_side(node: fx.Node) -> bool:
     return node.op == "get_attr" and all(user.target is _COND for user in node.users)
+
+
+def _is_mod(node: fx.Node) -> bool:
+    return node.op == "get_attr" and all(map(is_flex_attention, node.users))
 
 
 def verify(program: Program) -> None:

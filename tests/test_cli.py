@@ -99,9 +99,19 @@ def test_inspect_prints_the_plan() -> None:
     assert result.exit_code == 0, result.output
     for layer in range(6):
         assert f"transformer_blocks.{layer}.attn1 (joint)" in result.stdout
-    assert result.stdout.startswith("CogVideoXTransformer3DModel: 6 attention regions")
+    found = "CogVideoXTransformer3DModel: 6 attention, 6 feed-forward, 6 block regions"
+    assert result.stdout.startswith(found)
     # 6 layers hold f32[2, 100, 128].
     assert f"buffers: {6 * 2 * 100 * 128 * 4} bytes a stream" in result.stdout
+
+
+def test_inspect_prints_the_plan_of_another_method() -> None:
+    result = invoke("inspect", MODEL / "transformer", "--method", "first-block")
+    assert result.exit_code == 0, result.output
+    assert "lowering split" in result.stdout
+    assert "first_block=reuse" in result.stdout
+    unknown = invoke("inspect", MODEL / "transformer", "--method", "magic")
+    assert refused(unknown, "unknown method 'magic'")
 
 
 def test_inspect_passes_the_policy_on() -> None:

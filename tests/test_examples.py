@@ -15,6 +15,8 @@ EXPECTED = {
     "02_your_own_policy": "early  #.#.#.#.#.#.#.#.#.#.",
     "03_read_the_graph": "gate ?spatial",
     "04_write_a_pass": "edits the second time: 0",
+    "05_calibrate": "######.#.#..#..#",
+    "06_your_own_decision": "0.05 #..#..#",
 }
 
 

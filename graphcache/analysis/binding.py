@@ -10,13 +10,13 @@ import enum
 import re
 from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor, fx
 
 from graphcache.program import Input, InputKind, Program, fake_value, placeholders
 
 TIMESTEP_ARGUMENTS = ("timestep", "timesteps", "t")
 """What the timestep is called; else it is the first short argument named after time."""
-_TIME = re.compile(r"time")
 _LATENTS = re.compile(r"(^|_)(hidden_states|latents?|sample)$")
 _PROMPT = re.compile(
     r"^(encoder_|pooled_|text_|prompt_|img_ids|txt_ids|image_rotary|rotary|ofs|"
@@ -45,8 +45,8 @@ def timestep_path(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _is_time(path: str, tensor: Tensor) -> bool:
-    counts = not (tensor.is_complex() or tensor.dtype.itemsize == 1)
-    return counts and tensor.ndim <= 1 and _TIME.search(_name(path)) is not None
+    short = tensor.ndim <= 1 and tensor.dtype != torch.bool
+    return short and "time" in _name(path)
 
 
 def _name(path: str) -> str:
@@ -55,8 +55,8 @@ def _name(path: str) -> str:
 
 def latents_path(paths: Collection[str]) -> str | None:
     """Which of a call's tensors is denoised: the first, or the first hidden states."""
-    named = (path for path in paths if path.startswith("hidden_states"))
-    return next((*named, *paths), None)  # type: ignore[call-overload]
+    named = [path for path in paths if path.startswith("hidden_states")]
+    return next(iter((*named, *paths)), None)
 
 
 def changing(tensors: Mapping[str, Tensor]) -> frozenset[str]:
@@ -70,7 +70,7 @@ def changing(tensors: Mapping[str, Tensor]) -> frozenset[str]:
         for path, tensor in tensors.items()
         if _name(path) in (latents, *TIMESTEP_ARGUMENTS)
         or _is_time(path, tensor)
-        or (_LATENTS.search(_name(path)) and not _PROMPT.match(path))
+        or (_LATENTS.search(_name(path)) and not _PROMPT.match(_name(path)))
     )
 
 
@@ -87,19 +87,14 @@ def time_of_input(entry: Input, timestep: str | None) -> Time:
         return Time.STEP
     if entry.target == timestep or _name(entry.target) == "guidance":
         return Time.TIMESTEP
-    return Time.GENERATION if _PROMPT.match(entry.target) else Time.STEP
+    return Time.GENERATION if _PROMPT.match(_name(entry.target)) else Time.STEP
 
 
 def timestep_input(program: Program) -> str | None:
     """Path of the program's timestep argument."""
-    arguments = {entry.name: entry.target for entry in program.inputs_of(InputKind.ARGUMENT)}
-    return timestep_path(
-        {
-            arguments[node.name]: fake_value(node)
-            for node in placeholders(program.graph)
-            if node.name in arguments
-        }
-    )
+    values = {node.name: fake_value(node) for node in placeholders(program.graph)}
+    arguments = program.inputs_of(InputKind.ARGUMENT)
+    return timestep_path({entry.target: values[entry.name] for entry in arguments})
 
 
 def binding_times(program: Program) -> dict[fx.Node, Time]:

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from graphcache.analysis.dataflow import ancestors, descendants, operands_of, results_of
 from graphcache.analysis.residual import REARRANGED, continued, pair
 from graphcache.capture import Scope, scopes
-from graphcache.program import fake_value, is_getitem
+from graphcache.program import fake_value, is_getitem, static_type
 
 _NUMBERED = re.compile(r"(^|\.)\d+$")
 
@@ -97,9 +97,20 @@ def chain_of(blocks: Sequence[Block]) -> tuple[Block, ...]:
 
 def feeds(block: Block, later: Block) -> bool:
     """Whether a later block continues a stream of this one."""
-    if set(block.results) & set(stream_operands(later)):
+    streams = stream_operands(later) or _alike(later)
+    if set(block.results) & set(streams):
         return True
-    return any(continued(value, block.results) for value in stream_operands(later))
+    return any(continued(value, block.results) for value in streams)
+
+
+def _alike(block: Block) -> tuple[fx.Node, ...]:
+    """The operands of a result's type, where a block does not add to its stream.
+
+    A block that first joins its stream with that of an earlier block (HunyuanDiT, U-ViT)
+    passes both through a product.
+    """
+    types = {static_type(result) for result in block.results}
+    return tuple(n for n in block.operands if static_type(n) in types - {None})
 
 
 def stream_operands(block: Block) -> tuple[fx.Node, ...]:

@@ -28,12 +28,15 @@ def nodes_by_call(graph: fx.Graph) -> dict[str, list[fx.Node]]:
 
 
 def operands_of(nodes: Iterable[fx.Node]) -> list[fx.Node]:
-    """What the nodes read from outside, in order of first use."""
+    """What the nodes read from outside, in order of first use.
+
+    The functions that a node is given are part of it.
+    """
     inside = dict.fromkeys(nodes)
     found: dict[fx.Node, None] = {}
     for node in inside:
         for operand in node.all_input_nodes:
-            if operand not in inside:
+            if operand not in inside and operand.op != "get_attr":
                 found[operand] = None
     return list(found)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphcache.analysis.binding import TIMESTEP_ARGUMENTS
+from graphcache.analysis.binding import timestep_input
 from graphcache.ops import gate_parts, is_gate
 from graphcache.program import InputKind, Program, placeholders
 
@@ -22,8 +22,9 @@ def timestep_scale(program: Program) -> float:
     1000 before anything else; the factor is read off the graph. 1 where there is none.
     """
     nodes = {node.name: node for node in placeholders(program.graph)}
+    timestep = timestep_input(program)
     for entry in program.inputs_of(InputKind.ARGUMENT):
-        if entry.target in TIMESTEP_ARGUMENTS:
+        if entry.target == timestep:
             return _first_factor(nodes[entry.name])
     return 1.0
 

@@ -8,8 +8,13 @@ from functools import cached_property
 
 from torch import Tensor, fx
 
-from graphcache.analysis.attention import attention_flow, attention_products, innermost
-from graphcache.analysis.binding import Time, binding_times
+from graphcache.analysis.attention import (
+    Product,
+    attention_flow,
+    attention_products,
+    attention_scope,
+)
+from graphcache.analysis.binding import Time, binding_times, latents_path
 from graphcache.analysis.blocks import (
     Block,
     Run,
@@ -75,8 +80,8 @@ class Analysis:
     def latents_input(self) -> Input | None:
         """The argument that is denoised: the first tensor that the forward takes."""
         arguments = self.program.inputs_of(InputKind.ARGUMENT)
-        named = [e for e in arguments if e.target.startswith("hidden_states")]
-        return next(iter((*named, *arguments)), None)
+        path = latents_path([entry.target for entry in arguments])
+        return next((entry for entry in arguments if entry.target == path), None)
 
     @cached_property
     def latents(self) -> set[fx.Node]:
@@ -90,17 +95,15 @@ class Analysis:
     @cached_property
     def attention(self) -> dict[str, Region]:
         """Attention regions by the key of their call."""
-        state = {entry.name for entry in self.program.inputs if entry.kind in _STATE}
+        state = self._state
         regions: dict[str, Region] = {}
-        for product in attention_products(self.program.graph):
-            scope = innermost(product.node)
+        for product in self._products:
+            scope = attention_scope(product, self.calls, state)
             if scope is None or scope.key in regions or not scope.path:
                 continue
             nodes = self.calls[scope.key]
             if _is_region(nodes):
-                flow = attention_flow(
-                    product, set(nodes), state, len(results_of(nodes))
-                )
+                flow = attention_flow(product, set(nodes), state, results_of(nodes))
                 regions[scope.key] = _region(scope, "attention", nodes, flow)
         return regions
 
@@ -109,9 +112,17 @@ class Analysis:
         """Keys of the calls that enclose an attention product."""
         return {
             scope.key
-            for product in attention_products(self.program.graph)
+            for product in self._products
             for scope in scopes(product.node)
         }
+
+    @cached_property
+    def _products(self) -> tuple[Product, ...]:
+        return tuple(attention_products(self.program.graph, self._state))
+
+    @cached_property
+    def _state(self) -> frozenset[str]:
+        return frozenset(e.name for e in self.program.inputs if e.kind in _STATE)
 
     @cached_property
     def feed_forward(self) -> dict[str, Region]:

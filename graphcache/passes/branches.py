@@ -42,20 +42,21 @@ def branch(operands: Sequence[fx.Node], buffers: Sequence[fx.Node]) -> fx.Graph:
 
 
 def finish(
-    graph: fx.Graph, values: Sequence[Any], owner: torch.nn.Module
+    graph: fx.Graph, values: Sequence[Any], *owners: torch.nn.Module
 ) -> fx.GraphModule:
     """Close a branch over its results and new buffers.
 
     Args:
         graph: The branch so far.
         values: What it returns.
-        owner: Holds the branches of the gates inside it.
+        *owners: Hold the branches of the gates inside it, and functions.
     """
     graph.output(tuple(values))
+    held = {name: part for owner in owners for name, part in owner._modules.items()}
     root = torch.nn.Module()
     for node in graph.nodes:
         if node.op == "get_attr":
-            root.add_module(node.target, owner.get_submodule(node.target))
+            root.add_module(node.target, held[node.target])
     return fx.GraphModule(root, graph, class_name="Branch")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from graphcache.analysis.binding import Time, time_of_input
+from graphcache.analysis.binding import Time, time_of_input, timestep_input
 from graphcache.analysis.dataflow import ancestors
 from graphcache.ops import is_gate
 from graphcache.passes.dead_code import erase_dead_nodes
@@ -35,6 +35,7 @@ def _is_hoistable(program: Program, metric: Metric) -> bool:
     if metric.predicate not in program.scores:
         return False
     entries = {entry.name: entry for entry in program.inputs}
+    timestep = timestep_input(program)
     for node in ancestors([_score(program, metric.predicate)]):
         if is_gate(node):
             return False
@@ -42,7 +43,7 @@ def _is_hoistable(program: Program, metric: Metric) -> bool:
         if entry is None or entry.kind is InputKind.SCALAR:
             continue
         own = entry.kind is InputKind.BUFFER and entry.target in metric.buffers
-        if not own and time_of_input(entry) > Time.TIMESTEP:
+        if not own and time_of_input(entry, timestep) > Time.TIMESTEP:
             return False
     return True
 

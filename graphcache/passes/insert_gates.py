@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from graphcache.analysis.dataflow import operands_of, sort_topologically
+from graphcache.ops import functions_of
 from graphcache.ops import gate as gate_op
 from graphcache.passes.branches import (
     Sides,
@@ -264,6 +265,7 @@ class _Rewriter:
         for name, members in self.members.items():
             if own.issuperset(self.program.region(name).nodes):
                 wanted.update(members)
+        wanted.update(held for node in list(wanted) for held in functions_of(node))
         return [node for node in self.graph.nodes if node in wanted]
 
     def _rewire(

@@ -140,7 +140,7 @@ class _Joiner:
             stored.get(buffer.name, values[node])
             for buffer, node in zip(self.half.buffers, buffers[own:], strict=True)
         ]
-        return finish(graph, [*results, *deltas, *kept], torch.nn.Module())
+        return finish(graph, [*results, *deltas, *kept], self.full.module)
 
     def _reuse(
         self, operands: list[fx.Node], buffers: list[fx.Node], own: int

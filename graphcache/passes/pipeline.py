@@ -9,6 +9,7 @@ from graphcache.passes.drop_stores import DropStores
 from graphcache.passes.find_regions import FindRegions
 from graphcache.passes.insert_gates import InsertGates
 from graphcache.passes.manager import Pass
+from graphcache.passes.observe import Observation, Observe
 from graphcache.passes.plan_gates import PlanGates
 from graphcache.passes.sink_operands import SinkOperands
 from graphcache.passes.specialize import Partial, Specialize
@@ -39,6 +40,21 @@ def clean_pipeline() -> tuple[Pass, ...]:
     """A source program without what computes nothing."""
     return (
         DropNoops(),
+        DeadCode(),
+    )
+
+
+def observe_pipeline(observation: Observation) -> tuple[Pass, ...]:
+    """From source to lowered, without a cache: what a calibration measures."""
+    return (
+        # As for the cache, so that what is measured is what will be cached.
+        DropNoops(),
+        DeadCode(),
+        # Measurements are told by the regions that they belong to.
+        FindRegions(),
+        # Nothing is decided, so that this is the lowering as well.
+        Observe(observation),
+        # Arguments that nothing reads are no interface any more.
         DeadCode(),
     )
 

@@ -53,6 +53,9 @@ def sinkable(
     node: fx.Node, gate: fx.Node, wanted: set[fx.Node], moved: Container[fx.Node]
 ) -> bool:
     """Whether a node is read by one branch of one gate and nothing else."""
+    if node.op == "get_attr":
+        # A function goes where the node goes that is given it.
+        return bool(node.users) and all(user in moved for user in node.users)
     if node.op != "call_function" or is_gate(node) or not is_pure(node):
         return False
     if gate in node.users and node not in wanted:
@@ -103,13 +106,23 @@ def plan_sinking(gate: fx.Node) -> Sinking:
 
 
 def rebuild(
+    module: fx.GraphModule,
     old: fx.GraphModule,
     old_operands: Sequence[fx.Node],
     buffers: Sequence[fx.Node],
     sinking: Sinking,
     moved: Sequence[fx.Node],
 ) -> fx.GraphModule:
-    """A branch over the new operands, with the moved nodes ahead of its body."""
+    """A branch over the new operands, with the moved nodes ahead of its body.
+
+    Args:
+        module: Holds the functions of the moved nodes.
+        old: The branch as it was.
+        old_operands: Its operands.
+        buffers: Its buffers.
+        sinking: What moves into the gate.
+        moved: What of that moves into this branch.
+    """
     graph = branch(sinking.operands, buffers)
     outer = dict(zip((*sinking.operands, *buffers), placeholders(graph), strict=True))
     for node in moved:
@@ -125,7 +138,8 @@ def rebuild(
         if node.op not in ("placeholder", "output"):
             inner[node] = graph.node_copy(node, inner.__getitem__)
             inner[node].meta = dict(node.meta)
-    return finish(graph, [inner[value] for value in output_values(old.graph)], old)
+    values = [inner[value] for value in output_values(old.graph)]
+    return finish(graph, values, module, old)
 
 
 def sink_into(module: fx.GraphModule, gate: fx.Node) -> int:
@@ -149,7 +163,7 @@ def _rebuild_gate(module: fx.GraphModule, gate: fx.Node, sinking: Sinking) -> in
     for name, old, moved in zip(
         parts.names, parts.branches, sinking.moved, strict=True
     ):
-        new = rebuild(old, parts.operands, parts.buffers, sinking, moved)
+        new = rebuild(module, old, parts.operands, parts.buffers, sinking, moved)
         module.add_submodule(name, new)
     gate.args = (*gate.args[:3], tuple(sinking.operands), parts.buffers)
     for node in reversed([*sinking.moved[0], *sinking.moved[1]]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from graphcache.analysis.view import Analysis, region_of
 from graphcache.errors import PolicyError
@@ -120,7 +120,34 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class FeedForward:
+class _OfKind:
+    """Selects regions of one kind by their paths."""
+
+    include: tuple[str, ...] = ("",)
+    exclude: tuple[str, ...] = ()
+    kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_patterns((*self.include, *self.exclude))
+
+    @property
+    def noun(self) -> str:
+        """The kind."""
+        return self.kind
+
+    def candidates(self, analysis: Analysis) -> tuple[Region, ...]:
+        """Every region of the kind."""
+        return _of_kind(analysis, self.kind)
+
+    def reject(self, region: Region) -> str | None:
+        """Why the region is not selected, or None if it is."""
+        if region.kind != self.kind:
+            return f"is {region.kind}, not {self.kind}"
+        return reject_path(region, self.include, self.exclude)
+
+
+@dataclass(frozen=True)
+class FeedForward(_OfKind):
     """Select feed-forward regions.
 
     Args:
@@ -128,57 +155,19 @@ class FeedForward:
         exclude: Regular expressions; none may be found in it.
     """
 
-    include: tuple[str, ...] = ("",)
-    exclude: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_patterns((*self.include, *self.exclude))
-
-    @property
-    def noun(self) -> str:
-        """Feed-forward."""
-        return "feed-forward"
-
-    def candidates(self, analysis: Analysis) -> tuple[Region, ...]:
-        """Every feed-forward region."""
-        return _of_kind(analysis, "feed-forward")
-
-    def reject(self, region: Region) -> str | None:
-        """Why the region is not selected, or None if it is."""
-        if region.kind != "feed-forward":
-            return f"is {region.kind}, not feed-forward"
-        return reject_path(region, self.include, self.exclude)
+    kind: ClassVar[str] = "feed-forward"
 
 
 @dataclass(frozen=True)
-class EachBlock:
-    """Select blocks, each as a region of its own.
+class EachBlock(_OfKind):
+    """Select blocks of the chain, each as a region of its own.
 
     Args:
         include: Regular expressions; one must be found in the module path.
         exclude: Regular expressions; none may be found in it.
     """
 
-    include: tuple[str, ...] = ("",)
-    exclude: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_patterns((*self.include, *self.exclude))
-
-    @property
-    def noun(self) -> str:
-        """Block."""
-        return "block"
-
-    def candidates(self, analysis: Analysis) -> tuple[Region, ...]:
-        """Every block of the chain."""
-        return _of_kind(analysis, "block")
-
-    def reject(self, region: Region) -> str | None:
-        """Why the region is not selected, or None if it is."""
-        if region.kind != "block":
-            return f"is {region.kind}, not a block"
-        return reject_path(region, self.include, self.exclude)
+    kind: ClassVar[str] = "block"
 
 
 @dataclass(frozen=True)
@@ -216,6 +205,11 @@ class Blocks:
         what = f"a run after {self.head} head and before {self.tail} tail blocks"
         require_chain(analysis, self.head + self.tail + 1, what)
         run = analysis.run(self.head, self.tail)
+        if not run.results:
+            raise PolicyError(
+                f"what enters {run.first} cannot be told: none of its results has the "
+                "type of one of its operands. Leave a head block before the run."
+            )
         name = run.first if run.first == run.last else f"{run.first}..{run.last}"
         region = region_of(
             f"{name}:run",

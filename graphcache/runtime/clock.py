@@ -230,7 +230,7 @@ class Clock:
         if context.num_inference_steps is not None:
             stream.count = context.num_inference_steps
         if context.sigma is not None:
-            stream.sigma = self._host(context.sigma)
+            stream.sigma = self.read(context.sigma)
 
     def _position(self, stream: Stream, own: Own) -> int | None:
         """The position by the attached scheduler, counted for it if it does not."""
@@ -254,7 +254,7 @@ class Clock:
         self, context: StepContext | None, position: int | None, own: Own
     ) -> Time:
         if context is not None and context.timestep is not None:
-            return Time(self._host(context.timestep), False)
+            return Time(self.read(context.timestep), False)
         known = None
         if self._schedule is not None:
             known = self._schedule.timestep(position)
@@ -263,10 +263,10 @@ class Clock:
     def _own(self, argument: Any, scale: Callable[[], float]) -> Time:
         current = None if self.callback is None else self.callback()
         if current is not None:
-            return Time(self._host(current), False)
+            return Time(self.read(current), False)
         if argument is None:
             return Time(None, False)
-        return Time(self._host(argument) * scale(), True)
+        return Time(self.read(argument) * scale(), True)
 
     def _named(self, name: str) -> Stream:
         return self.streams.setdefault(name, Stream(name))
@@ -292,7 +292,7 @@ class Clock:
                 stacklevel=2,
             )
 
-    def _host(self, value: Any) -> float:
+    def read(self, value: Any) -> float:
         """A number on the host; the largest of several.
 
         Where frames are given, they have a timestep of their own: 0, without noise.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from graphcache.analysis.binding import TIMESTEP_ARGUMENTS
+from graphcache.analysis.binding import timestep_path
 from graphcache.policy.decisions import Decision, Step
 from graphcache.runtime.segment import Frame, Route, run_route
 from graphcache.runtime.streams import Stream
@@ -29,12 +29,18 @@ class Plan:
         decisions: By step.
         scores: By step; None where the decision was forced.
         states: The indicator's buffers before each step.
+        begin: Where in the schedule the stream began, if its steps were foreseen.
     """
 
     threshold: float
     decisions: list[bool] = field(default_factory=list)
     scores: list[float | None] = field(default_factory=list)
     states: list[dict[str, Tensor]] = field(default_factory=list)
+    begin: int | None = None
+
+    def follows(self, step: Step) -> bool:
+        """Whether no step of the schedule was left out since what was foreseen began."""
+        return self.begin is None or step.place - step.index == self.begin
 
     def forget_from(self, index: int, threshold: float) -> None:
         """Drop what was decided about a step and those after it."""
@@ -67,6 +73,7 @@ class HoistedDecision:
         stream: Stream,
         thresholds: Mapping[str, float],
         ahead: Callable[[], Sequence[float]],
+        read: Callable[[Tensor], float],
     ) -> tuple[bool, float | None, int]:
         """The decision at the stream's step, its score if it was asked, and the reads.
 
@@ -76,29 +83,42 @@ class HoistedDecision:
             thresholds: By predicate.
             ahead: The timesteps from this one to the loop's end, in the scheduler's
                 units; empty if they are not known.
+            read: Reads a timestep on the host.
         """
-        index, threshold = stream.index, thresholds[self.predicate]
+        here, threshold = stream.step, thresholds[self.predicate]
+        index = here.index
         plan = stream.plans.setdefault(self.predicate, Plan(threshold))
-        if plan.threshold != threshold:
+        known = ahead
+        if not plan.follows(here):
+            # It left out steps, and may again: each is decided when it comes.
+            plan.forget_from(index, threshold)
+            known = tuple
+        elif plan.threshold != threshold:
             plan.forget_from(index, threshold)
         before = sum(score is not None for score in plan.scores)
         if index >= len(plan.decisions):
-            for offset, timestep in enumerate(self._times(call, ahead())):
-                step = _later(stream.step, offset, timestep)
+            times = self._times(call, known(), read)
+            if times != [None]:
+                plan.begin = here.place - index
+            for offset, timestep in enumerate(times):
+                step = _later(here, offset, timestep)
                 self._extend(plan, self._at(call, timestep), step, thresholds)
         after = sum(score is not None for score in plan.scores)
         return plan.decisions[index], plan.scores[index], after - before
 
-    def _times(self, call: Call, ahead: Sequence[float]) -> Sequence[float | None]:
-        """The timesteps to decide about now; None is that of the call itself."""
-        given = next((t for p, t in _timesteps(call)), None)
-        if not ahead or given is None:
+    def _times(
+        self, call: Call, ahead: Sequence[float], read: Callable[[Tensor], float]
+    ) -> Sequence[float | None]:
+        """The timesteps to decide about now; None is that of the call itself.
+
+        A model that is given another clock than the scheduler's, or a time for every
+        token, cannot be foreseen.
+        """
+        given = [tensor for _, tensor in _timesteps(call)]
+        if not ahead or not given or any(tensor.ndim > 1 for tensor in given):
             return [None]
-        # A model that is given another clock than the scheduler's cannot be foreseen.
-        same = abs(float(given.flatten()[0]) * self.scale - ahead[0]) <= 1e-3 * max(
-            1.0, abs(ahead[0])
-        )
-        return ahead if same else [None]
+        distance = abs(read(given[0]) * self.scale - ahead[0])
+        return ahead if distance <= 1e-3 * max(1.0, abs(ahead[0])) else [None]
 
     def _at(self, call: Call, timestep: float | None) -> list[Tensor]:
         if timestep is None:
@@ -134,8 +154,9 @@ class HoistedDecision:
 
 
 def _timesteps(call: Call) -> list[tuple[str, Tensor]]:
-    pairs = zip(call.paths, call.tensors, strict=True)
-    return [(p, t) for p, t in pairs if p.partition(".")[0] in TIMESTEP_ARGUMENTS]
+    tensors = dict(zip(call.paths, call.tensors, strict=True))
+    path = timestep_path(tensors)
+    return [] if path is None else [(path, tensors[path])]
 
 
 def _later(step: Step, offset: int, timestep: float | None) -> Step:

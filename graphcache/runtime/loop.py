@@ -18,20 +18,27 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from graphcache.analysis.timestep import timestep_scale
 from graphcache.backends.registry import Backend, Executable, get_backend
+from graphcache.capture import Capture, OutputTree, Write
 from graphcache.errors import BackendError
-from graphcache.lowering import Lowering, interpreted, lower, static_decisions
+from graphcache.lowering import (
+    Lowering,
+    decided,
+    interpreted,
+    lower,
+    static_decisions,
+)
 from graphcache.passes.join_guidance import PREDICATE as GUIDANCE
 from graphcache.policy.decisions import Decision, Signature, Step
 from graphcache.policy.diffusers import Configuration
 from graphcache.policy.policy import Policy
 from graphcache.policy.threshold import Threshold
-from graphcache.program import Fork, Lowered, Program, TensorType, segments
-from graphcache.rewriting import cached_program, policies_of
+from graphcache.program import Fork, Lowered, Program, Stage, TensorType, segments
+from graphcache.rewriting import cached_program, policies_of, refuse_halves_in_turn
 from graphcache.runtime.hoisted import HoistedDecision
+from graphcache.runtime.loops import ReadValues
 from graphcache.runtime.segment import Branching, Route, Segment
 from graphcache.runtime.stats import Statistics
 from graphcache.signature import Call
@@ -60,6 +67,15 @@ class Target:
         """The policies, in order of precedence."""
         return self.wanted.policies
 
+    def rewrite(self, module: nn.Module, call: Call, context: str | None) -> Capture:
+        """Capture a module and rewrite it into what is lowered.
+
+        Raises:
+            CaptureError: If the module cannot be captured.
+            PolicyError: If the policies match nothing.
+        """
+        return cached_program(module, call, self.wanted, context)
+
 
 @dataclass(frozen=True)
 class Loop:
@@ -78,7 +94,10 @@ class Loop:
             it.
         arguments: The tensor arguments as captured, by path.
         device: Where the graph's numbers are made.
-        output: Tree of the results with ``return_dict=False``.
+        output: What the module returns with ``return_dict=False``.
+        named: What it returns with ``return_dict=True``.
+        values: The arguments whose values were compiled in.
+        writes: What the module writes to the containers that it is given.
     """
 
     program: Program
@@ -92,7 +111,10 @@ class Loop:
     enclosing: Mapping[str, tuple[frozenset[str], ...]]
     arguments: Mapping[str, TensorType]
     device: torch.device
-    output: pytree.TreeSpec
+    output: OutputTree
+    named: OutputTree
+    values: ReadValues
+    writes: tuple[Write, ...]
 
     def flags(self, step: Step, *, compute_all: bool) -> dict[str, bool]:
         """The host's decisions at a step, and which of the graph's are forced.
@@ -127,12 +149,19 @@ class Loop:
             for name in self.program.predicates
         }
 
-    def check(self, step: Step) -> None:
+    def check(self, step: Step, context: str | None) -> None:
         """Refuse a loop that a policy was not made for.
 
+        Args:
+            step: The first step.
+            context: Name of the caller's context, if there is one.
+
         Raises:
-            PolicyError: If a schedule is for another number of steps.
+            PolicyError: If a schedule is for another number of steps, or guidance in a
+                batch is to be predicted and its halves are called in turn.
         """
+        if GUIDANCE in self.program.predicates:
+            refuse_halves_in_turn(context)
         for policy in self.policies:
             policy.decision.check(step.count)
 
@@ -159,7 +188,7 @@ def compile_loop(
         BackendError: If the backend cannot compile a variant.
     """
     started = time.perf_counter()
-    captured = cached_program(module, call, target.wanted, context)
+    captured = target.rewrite(module, call, context)
     program = captured.program
     policies = policies_of(program, target.wanted)
     lowering = _lowered(program, policies, target)
@@ -197,6 +226,9 @@ def compile_loop(
         },
         device=_device_of(module, call),
         output=captured.output,
+        named=captured.named,
+        values=ReadValues.of(call, captured.read),
+        writes=captured.writes,
     )
 
 
@@ -259,6 +291,8 @@ def _lowered(
     program: Program, policies: tuple[Policy, ...], target: Target
 ) -> Lowering:
     capabilities = target.backend.capabilities
+    if program.stage is Stage.LOWERED:
+        return decided(program)
     if capabilities.gates and target.lowering == "auto":
         return interpreted(program, policies)
     lowering = lower(program, policies, target.lowering)

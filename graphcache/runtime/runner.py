@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from graphcache.analysis.binding import TIMESTEP_ARGUMENTS
+from graphcache.analysis.binding import TIMESTEP_ARGUMENTS, timestep_path
 from graphcache.analysis.timestep import timestep_scale
-from graphcache.capture import output_tree
 from graphcache.errors import CaptureError
 from graphcache.lowering import choose_lowering
 from graphcache.policy import configuration
@@ -22,13 +20,13 @@ from graphcache.runtime.clock import Clock
 from graphcache.runtime.guard import StructureWatch, fingerprint, refuse_hooks
 from graphcache.runtime.instances import bare
 from graphcache.runtime.loop import Loop, Target, compile_loop
+from graphcache.runtime.loops import Loops
 from graphcache.runtime.segment import Frame, run_route
 from graphcache.runtime.stats import Statistics, StepRecord
 from graphcache.runtime.streams import Stream
 from graphcache.runtime.thresholds import Thresholds
-from graphcache.signature import Call, CallKey, CallSignature
+from graphcache.signature import Call, CallSignature
 
-_MAX_LOOPS = 16
 # What a disabled cache is told of every step: nothing that is asked of it counts.
 _ANYWHERE = Step(0, timestep=0.0, position=0, count=1, sigma=0.0)
 
@@ -71,8 +69,7 @@ class Runner:
         self._refuse_training()
         refuse_hooks(module, root=False)
         self._inspect()
-        self._loops: dict[CallKey, Loop] = {}
-        self._trees: dict[CallKey, pytree.TreeSpec] = {}
+        self._loops = Loops()
         self._scale: float | None = None
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -134,12 +131,15 @@ class Runner:
             self._restructure()
         loop = self._loop(call)
         stream.adopt(loop)
-        return self._unflatten(call, loop, self._run(call, loop, stream))
+        output = self._unflatten(call, loop, self._run(call, loop, stream))
+        for write in loop.writes:
+            write.apply(call.values)
+        return output
 
     def _run(self, call: Call, loop: Loop, stream: Stream) -> list[Tensor]:
         step = stream.step if self.enabled else _ANYWHERE
         if self.enabled and not step.index:
-            loop.check(step)
+            loop.check(step, self._context_name())
         flags = loop.flags(step, compute_all=not self.enabled)
         scores = self._decide_early(call, loop, stream, flags)
         frame = Frame(call.tensors, stream, step, flags, self.thresholds, loop.device)
@@ -168,7 +168,11 @@ class Runner:
         scores = {}
         for name, hoisted in loop.hoisted.items():
             computes, score, reads = hoisted.decide(
-                call, stream, self.thresholds, lambda: self.clock.ahead(stream)
+                call,
+                stream,
+                self.thresholds,
+                lambda: self.clock.ahead(stream),
+                self.clock.read,
             )
             self.stats.host_reads += reads
             flags[name] = computes
@@ -177,15 +181,15 @@ class Runner:
         return scores
 
     def _loop(self, call: Call) -> Loop:
-        loop = self._loops.get(call.key)
+        loop = self._loops.find(call)
         if loop is None:
             self._refuse_foreign(call)
             loop = compile_loop(
                 bare(self.module), call, self.target, self.stats, self._context_name()
             )
-            if len(self._loops) >= _MAX_LOOPS:
-                self._loops.pop(next(iter(self._loops)))
-            self._loops[call.key] = loop
+            self._loops.add(call, loop)
+            # What the module keeps from a first call is no change of it.
+            self._inspect()
         return loop
 
     def _context_name(self) -> str | None:
@@ -193,24 +197,20 @@ class Runner:
         return None if context is None else context.name
 
     def _unflatten(self, call: Call, loop: Loop, results: list[Tensor]) -> Any:
-        if not call.return_dict:
-            return pytree.tree_unflatten(results, loop.output)
-        tree = self._trees.get(call.key)
-        if tree is None:
-            tree = self._trees[call.key] = output_tree(bare(self.module), call)
-        return pytree.tree_unflatten(results, tree)
+        tree = loop.named if call.return_dict else loop.output
+        return tree.fill(results)
 
-    def _timestep(self, call: Call) -> Any:
+    def _timestep(self, call: Call) -> Tensor | None:
         for name in TIMESTEP_ARGUMENTS:
             value = call.values.get(name)
-            if isinstance(value, Tensor):
-                return value
-            if value is not None:
+            if isinstance(value, (int, float)):
                 raise CaptureError(
                     f"{name}={value!r} is a plain number, which would be compiled into "
                     f"the graph: pass a tensor, torch.tensor([{value!r}])"
                 )
-        return None
+        tensors = dict(zip(call.paths, call.tensors, strict=True))
+        path = timestep_path(tensors)
+        return None if path is None else tensors[path]
 
     def _units(self, call: Call) -> float:
         if self._scale is None:
@@ -229,7 +229,6 @@ class Runner:
 
     def _forget_captures(self) -> None:
         self._loops.clear()
-        self._trees.clear()
         self._scale = None
 
     def _refuse_training(self) -> None:
@@ -252,11 +251,12 @@ class Runner:
 
     def _refuse_foreign(self, call: Call) -> None:
         """Refuse an input on another device, or of another precision, than captured."""
-        for loop in self._loops.values():
-            known = loop.arguments
-            for path, tensor in zip(call.paths, call.tensors, strict=True):
-                seen = known.get(path)
-                if seen is not None and _is_foreign(path, tensor, seen):
+        tensors = dict(zip(call.paths, call.tensors, strict=True))
+        timestep = timestep_path(tensors)
+        for loop in self._loops:
+            for path, tensor in tensors.items():
+                seen = loop.arguments.get(path)
+                if seen is not None and _is_foreign(tensor, seen, path == timestep):
                     raise CaptureError(
                         f"{path} is {tensor.dtype} on {tensor.device}, but was "
                         f"captured as {seen.dtype} on {seen.device}: move the input, "
@@ -273,9 +273,9 @@ def _refuse_autocast(call: Call) -> None:
             )
 
 
-def _is_foreign(path: str, tensor: Tensor, seen: TensorType) -> bool:
+def _is_foreign(tensor: Tensor, seen: TensorType, is_timestep: bool) -> bool:
     if tensor.device != seen.device:
         return True
     floating = tensor.dtype.is_floating_point and seen.dtype.is_floating_point
     # Schedulers differ in the precision of their timesteps, and models cast it.
-    return floating and tensor.dtype != seen.dtype and path not in TIMESTEP_ARGUMENTS
+    return floating and tensor.dtype != seen.dtype and not is_timestep

@@ -76,7 +76,7 @@ def test_inductor_agrees() -> None:
     hooks = faster("cogvideox")
     expected = by_hooks(ZOO["cogvideox"], hooks, 12)
     run = compiled("cogvideox", hooks.config, 12, backend="inductor")
-    assert close(run.outputs, expected.outputs)
+    assert close(run.outputs, expected.outputs, 1e-4)
     graphs = run.module.cache_stats.graphs_compiled
     assert graphs == 3
     denoise(run.module, ZOO["cogvideox"], 12)

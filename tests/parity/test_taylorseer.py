@@ -82,5 +82,5 @@ def test_inductor_agrees() -> None:
     hooks = taylor_seer("flux", max_order=2)
     expected = by_hooks(ZOO["flux"], hooks, 12)
     run = compiled("flux", hooks.config, 12, backend="inductor")
-    assert close(run.outputs, expected.outputs)
+    assert close(run.outputs, expected.outputs, 1e-4)
     assert run.module.cache_stats.graphs_compiled == 2

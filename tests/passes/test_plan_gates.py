@@ -14,6 +14,8 @@ from graphcache import (
 )
 from graphcache.passes.find_regions import FindRegions
 from graphcache.passes.plan_gates import PlanGates
+from graphcache.policy import Blocks, HoldResidual, Model, Threshold
+from graphcache.policy.indicators import RelativeChange
 from graphcache.printer import format_plan
 from graphcache.program import Program
 from tests.models import tiny
@@ -73,3 +75,33 @@ def test_an_optional_policy_may_be_idle() -> None:
 def test_a_graph_without_attention_says_what_attention_is() -> None:
     with pytest.raises(PolicyError, match="holds no attention region"):
         PlanGates(pyramid_attention_broadcast(spatial=2)).run(found(tiny(depth=0)))
+
+
+def test_a_region_inside_another_comes_first_and_overlaps_are_refused() -> None:
+    inner = Policy("inner", Attention(), Interval(2))
+    outer = Policy("outer", Blocks(head=1), Interval(3))
+    program = PlanGates((outer, inner)).run(found(tiny(depth=3))).program
+    names = [gate.region for gate in program.gates]
+    assert names == [
+        "blocks.1.attn1",
+        "blocks.2.attn1",
+        "blocks.0.attn1",
+        "blocks.1..blocks.2:run",
+    ]
+    crossing = Policy("crossing", Blocks(tail=1), Interval(3))
+    with pytest.raises(PolicyError, match=r"outer and crossing overlap: blocks\.1"):
+        PlanGates((outer, crossing)).run(found(tiny(depth=3)))
+
+
+def test_a_dynamic_decision_inside_another_region_is_refused() -> None:
+    head = Threshold(RelativeChange(), 0.1)
+    inner = Policy("inner", Blocks(head=1), head, HoldResidual())
+    outer = Policy("outer", Model(), Interval(2))
+    with pytest.raises(PolicyError, match="inner decides from data"):
+        PlanGates((inner, outer)).run(found(tiny(depth=3)))
+
+
+def test_too_few_blocks_are_named() -> None:
+    policy = Policy("tail", Blocks(head=2), Interval(2))
+    with pytest.raises(PolicyError, match=r"needs at least 3 blocks.*has 2 \(blocks"):
+        PlanGates((policy,)).run(found(tiny(depth=2)))

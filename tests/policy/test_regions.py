@@ -72,7 +72,7 @@ def test_within_is_asked_besides_include() -> None:
 def test_selectors_of_one_kind_refuse_others() -> None:
     attention, block = region(), region("blocks.0", kind="block")
     assert FeedForward().reject(attention) == "is attention, not feed-forward"
-    assert EachBlock().reject(attention) == "is attention, not a block"
+    assert EachBlock().reject(attention) == "is attention, not block"
     assert EachBlock().reject(block) is None
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import graphcache
 from graphcache import BackendError, PolicyError, pyramid_attention_broadcast
-from graphcache.policy import Mask, Policy, seacache, step_mask
+from graphcache.policy import Mask, Policy, seacache, step_mask, teacache
 from graphcache.policy.regions import Attention
 from tests.models import run_loop, same, tiny, tiny_inputs
 from tests.runtime.policies import DYNAMIC, STATIC
@@ -202,9 +202,10 @@ def test_disabled_needs_to_know_nothing_of_the_step() -> None:
         assert torch.equal(masked(**tiny_inputs())[0], tiny()(**tiny_inputs())[0])
 
 
-def test_disabled_needs_no_noise_level() -> None:
+@pytest.mark.parametrize("policy", [seacache(), teacache(9.0, timestep_only=True)])
+def test_disabled_needs_neither_a_noise_level_nor_a_plan(policy: Policy) -> None:
     wan = ZOO["wan"]
-    subject: Any = graphcache.compile(make(wan), seacache(), backend="eager")
+    subject: Any = graphcache.compile(make(wan), policy, backend="eager")
     subject.disable_cache()
     assert same(denoise(subject, wan, 3), denoise(make(wan), wan, 3))
 

@@ -1,0 +1,183 @@
+"""Capture: a module and one call of it become a source program.
+
+The module is called once as it is (`eager`), so that what it keeps from its first call
+is there. Then `torch.export` traces it without strict mode (`export`: no bytecode
+analysis, so any Python in the forward simply runs), with the values that the host may
+read (`known`). The result is decomposed just far enough to be functional: composite
+ops such as `linear`, `layer_norm` and `scaled_dot_product_attention` stay whole. The
+program names the module's own parameters; it holds no tensor of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+)
+
+from graphcache import program as ir
+from graphcache.analysis.binding import changing
+from graphcache.capture.eager import buffers_kept, call_eager, refuse_writes
+from graphcache.capture.export import export
+from graphcache.capture.known import KnownValues
+from graphcache.capture.labels import Scope, label_scopes, place_functions, scopes
+from graphcache.capture.outputs import OutputTree, take_tensors
+from graphcache.capture.writes import Write
+from graphcache.errors import CaptureError, VerifyError
+from graphcache.runtime.instances import bare
+from graphcache.signature import Call
+from graphcache.spec import verify
+
+__all__ = ["Capture", "OutputTree", "Scope", "Write", "capture", "scopes"]
+
+_WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER)
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A source program, what it is good for, and how to give its results back.
+
+    Attributes:
+        program: The source program.
+        output: What the module returns, with ``return_dict=False`` where it has that.
+        named: What it returns with ``return_dict=True``.
+        read: Paths of the arguments whose values were compiled in.
+        writes: What the forward writes to the containers that it is given.
+    """
+
+    program: ir.Program
+    output: OutputTree
+    named: OutputTree
+    read: frozenset[str]
+    writes: tuple[Write, ...]
+
+
+def capture(module: nn.Module, call: Call) -> Capture:
+    """Trace one call of `module` into a source program.
+
+    Args:
+        module: A module in eval mode.
+        call: The call to specialise on: its shapes, dtypes, devices and its
+            arguments that are not tensors.
+
+    Raises:
+        CaptureError: If the forward cannot be traced, or writes to its parameters,
+            buffers or arguments.
+    """
+    read: set[str] = set()
+
+    @contextmanager
+    def listening(traced: Sequence[Tensor]) -> Iterator[None]:
+        mode = _known_values(call, traced)
+        with mode.listening():
+            yield
+        read.update(mode.read)
+
+    plain = bare(module)
+    with torch.inference_mode(False), torch.no_grad(), buffers_kept(module):
+        named, writes = call_eager(plain, call)
+        exported = export(plain, call, listening)
+        graph_module = ir.copy_module(exported.graph_module)
+        _drop_assignments(graph_module.graph, exported.graph_signature)
+    output = take_tensors(graph_module.graph, exported.call_spec.out_spec)
+    _check_alike(module, output, named)
+    inputs = _inputs(graph_module.graph, exported.graph_signature.input_specs, call)
+    label_scopes(graph_module.graph, module)
+    place_functions(graph_module.graph)
+    program = ir.Program(
+        stage=ir.Stage.SOURCE,
+        module=graph_module,
+        inputs=inputs,
+        results=len(output.tensors),
+        constants=_constants(exported),
+    )
+    try:
+        verify(program)
+    except VerifyError as error:
+        raise CaptureError(
+            f"{type(module).__name__} cannot be compiled: {error}"
+        ) from error
+    return Capture(program, output, named, frozenset(read), writes)
+
+
+def _known_values(call: Call, traced: Sequence[Tensor]) -> KnownValues:
+    arguments = dict(zip(call.paths, call.tensors, strict=True))
+    stand_ins = dict(zip(call.paths, traced, strict=True))
+    unknown = changing(arguments)
+    return KnownValues(
+        {
+            path: (stand_ins[path], value)
+            for path, value in arguments.items()
+            if path not in unknown
+        },
+        {path: stand_ins[path] for path in unknown},
+    )
+
+
+def _drop_assignments(graph: fx.Graph, signature: ExportGraphSignature) -> None:
+    """Refuse writes to what the forward reads, and drop those to what it does not.
+
+    A buffer that every call makes anew, and none reads before, is no state.
+    """
+    sources = {spec.target: spec.arg.name for spec in signature.input_specs}
+    nodes = {node.name: node for node in ir.placeholders(graph)}
+    kept, written = [], []
+    for spec, value in zip(
+        signature.output_specs, ir.output_values(graph), strict=True
+    ):
+        if spec.kind is OutputKind.USER_OUTPUT:
+            kept.append(value)
+        elif spec.kind is not OutputKind.BUFFER_MUTATION or (
+            nodes[sources[spec.target]].users
+        ):
+            written.append(str(spec.target))
+    refuse_writes(written)
+    ir.output_node(graph).args = (tuple(kept),)
+
+
+def _check_alike(module: nn.Module, output: OutputTree, named: OutputTree) -> None:
+    if output.tensors != named.tensors:
+        shown = [", ".join(map(str, tree.tensors)) for tree in (named, output)]
+        raise CaptureError(
+            f"{type(module).__name__} returns ({shown[0]}) with return_dict=True and "
+            f"({shown[1]}) without: which is which cannot be told"
+        )
+
+
+def _constants(exported: torch.export.ExportedProgram) -> Mapping[str, Tensor]:
+    """Tensors made in the forward or in `__init__` without being registered."""
+    wanted = {
+        spec.target
+        for spec in exported.graph_signature.input_specs
+        if spec.kind is InputKind.CONSTANT_TENSOR
+    }
+    return {name: exported.constants[name] for name in sorted(map(str, wanted))}
+
+
+def _inputs(
+    graph: fx.Graph, specs: Sequence[InputSpec], call: Call
+) -> tuple[ir.Input, ...]:
+    """Name every placeholder's source; arguments are called after their paths."""
+    paths = iter(call.paths)
+    inputs = []
+    for node, spec in zip(ir.placeholders(graph), specs, strict=True):
+        if spec.kind is InputKind.USER_INPUT:
+            kind, target = ir.InputKind.ARGUMENT, next(paths)
+            node._rename(re.sub(r"\W", "_", target))
+        elif spec.kind in _WEIGHTS:
+            kind, target = ir.InputKind.WEIGHT, str(spec.target)
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            kind, target = ir.InputKind.CONSTANT, str(spec.target)
+        else:
+            raise CaptureError(f"the module holds a {spec.kind.name}: {spec.target}")
+        inputs.append(ir.Input(node.name, kind, target))
+    return tuple(inputs)
