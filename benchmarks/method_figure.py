@@ -6,6 +6,7 @@ Run alone it draws the committed results anew.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from benchmarks.method_tables import is_uncached
 ROOT = Path(__file__).parents[1]
 FIGURE = ROOT / "docs" / "images" / "methods.png"
 RESULTS = ROOT / "benchmarks" / "results" / "methods_moving_digits_cpu.json"
-_MARKERS = "osD^vPX*<>dph8"
+_MARKERS = "osD^vPX*<>hdp8"
 _DPI = 150
 
 
@@ -54,14 +55,27 @@ def _by_method(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _draw_control(axes: Any, control: Sequence[dict[str, Any]]) -> None:
+    """Every shorter loop as a dot, and the best so far as a line."""
     points = [point for point in control if point["psnr_db"] is not None]
+    places = [100 * point["flops_kept"] for point in points]
+    values = [point["psnr_db"] for point in points]
     axes.plot(
-        [100 * point["flops_kept"] for point in points],
-        [point["psnr_db"] for point in points],
-        color="0.45",
+        places,
+        list(itertools.accumulate(values, max)),
+        color="0.35",
         linewidth=2,
-        label="fewer steps, no cache",
+        drawstyle="steps-post",
+        label="no cache, at most so many steps",
         zorder=1,
+    )
+    axes.plot(
+        places,
+        values,
+        ".",
+        color="0.7",
+        markersize=5,
+        label="no cache, each number of steps",
+        zorder=0,
     )
 
 
@@ -82,7 +96,8 @@ def _draw_method(
 
 
 def _color(index: int) -> Any:
-    return importlib.import_module("matplotlib").colormaps["tab20"](2 * index % 19)
+    maps: Any = importlib.import_module("matplotlib").colormaps
+    return maps["tab10"](index) if index < 10 else maps["tab20b"](4 * (index - 10) % 20)
 
 
 if __name__ == "__main__":

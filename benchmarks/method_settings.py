@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import graphcache
 from benchmarks.calibrations import Calibrations
 from graphcache import (
     FeedForward,
@@ -267,8 +266,3 @@ def left_out(scheduler: Any, program: Program) -> dict[str, str]:
         "T-GATE": "it holds cross-attention, and this model has none: text and video "
         f"attend to each other ({' and '.join(sorted(flows))} attention)",
     }
-
-
-def plan(transformer: Any, inputs: dict[str, Any]) -> Program:
-    """The transformer's graph, with all its attention found."""
-    return graphcache.trace(transformer, graphcache.never_reuse(), **inputs)

@@ -39,7 +39,7 @@ from benchmarks.method_rows import (
     uncached_rows,
 )
 from benchmarks.method_settings import METHODS, Method, left_out
-from benchmarks.method_tables import machine_line, methods_table, notes
+from benchmarks.method_tables import paragraphs
 from benchmarks.timing import Notify, Samples, interleave
 from graphcache.demo import Generator, Settings
 from graphcache.report import compare
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     options.figure.parent.mkdir(parents=True, exist_ok=True)
     save_figure(result, options.figure)
-    for text in (methods_table(result), *notes(result), machine_line(result)):
+    for text in paragraphs(result):
         console.print(f"{text}\n", markup=False, highlight=False, soft_wrap=True)
     console.print(f"written to {options.output} and {options.figure}")
 
@@ -257,6 +257,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, help="where to write the results")
     add("--figure", type=Path, help="where to draw")
     options = parser.parse_args(arguments)
+    if options.quick and options.calibrate:
+        parser.error("--calibrate is for the number of steps of the real benchmark")
     if options.quick:
         options.backend, options.steps, options.rounds = "eager", _QUICK_STEPS, 1
         options.methods = list(QUICK)

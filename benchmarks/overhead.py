@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from benchmarks.timing import Samples, synchronize
 from benchmarks.workload import Clock
 from graphcache.backends.registry import Executable
+from graphcache.policy.decisions import Signature
 from graphcache.program import InputKind
 from graphcache.runtime.loop import Loop
 from graphcache.runtime.runner import Runner
-from graphcache.runtime.variants import Variant
+from graphcache.runtime.segment import Segment
 
 TARGET_US = 50.0
 TARGET_US_PER_BUFFER = 1.0
@@ -66,27 +67,38 @@ def runner_of(compiled: Any) -> Runner:
 
 def loops_of(compiled: Any) -> list[Loop]:
     """What it has captured and compiled, one per call signature."""
-    return list(runner_of(compiled)._loops.values())
+    return list(runner_of(compiled)._loops)
 
 
 @contextmanager
 def replaying(compiled: Any) -> Iterator[None]:
     """Inside, every compiled function returns its first outputs at once."""
     runner = runner_of(compiled)
-    original = dict(runner._loops)
+    original = list(runner._loops._loops)
     runner.reset()
-    for key, loop in original.items():
-        variants = {
-            signature: dataclasses.replace(variant, run=Replay(variant.run))
-            for signature, variant in loop.variants.items()
-        }
-        runner._loops[key] = dataclasses.replace(loop, variants=variants)
+    runner._loops._loops = [(key, _replayed(loop)) for key, loop in original]
     try:
         yield
     finally:
-        runner._loops.clear()
-        runner._loops.update(original)
+        runner._loops._loops = original
         runner.reset()
+
+
+def _segments(loop: Loop) -> dict[Signature, Segment]:
+    """What runs under each combination of static decisions."""
+    found = {}
+    for signature, route in loop.routes.items():
+        assert isinstance(route, Segment), "the graph takes a decision"
+        found[signature] = route
+    return found
+
+
+def _replayed(loop: Loop) -> Loop:
+    routes = {
+        signature: dataclasses.replace(segment, run=Replay(segment.run))
+        for signature, segment in _segments(loop).items()
+    }
+    return dataclasses.replace(loop, routes=routes)
 
 
 def host_time_per_call(
@@ -128,7 +140,7 @@ def buffers_touched(compiled: Any) -> dict[str, int]:
     (loop,) = loops_of(compiled)
     return {
         "compute" if all(signature) else "reuse": _touched(variant)
-        for signature, variant in loop.variants.items()
+        for signature, variant in _segments(loop).items()
         if all(signature) or not any(signature)
     }
 
@@ -141,7 +153,7 @@ def weights_shared(compiled: Any, module: nn.Module) -> bool:
     """
     own = {tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers())}
     smallest = min(p.nbytes for p in module.parameters() if p.dim() > 1)
-    variants = [v for loop in loops_of(compiled) for v in loop.variants.values()]
+    variants = [v for loop in loops_of(compiled) for v in _segments(loop).values()]
     bound = [tensor for variant in variants for tensor in variant.weights.read()]
     fixed = [tensor for variant in variants for tensor in variant.fixed]
     return bool(bound) and all(
@@ -171,6 +183,6 @@ def _time_calls(
             yield ("compute" if computed else "reuse"), seconds
 
 
-def _touched(variant: Variant) -> int:
+def _touched(variant: Segment) -> int:
     read = [entry.target for entry in variant.program.inputs_of(InputKind.BUFFER)]
     return len({*read, *variant.program.stores})

@@ -1,4 +1,7 @@
-"""The README's speed table, from the committed results: python -m benchmarks.tables."""
+"""The tables of the documentation, from the committed results.
+
+python -m benchmarks.tables
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import method_tables
+
 RESULTS = Path(__file__).parent / "results"
 FILES = ("pab_cogvideox_small_cpu.json", "pab_cogvideox_large_cpu.json")
+METHODS_FILE = "methods_moving_digits_cpu.json"
 _ROWS = {
     "eager": "uncached",
     "compile": "uncached, `torch.compile`",
@@ -69,3 +75,7 @@ if __name__ == "__main__":
     print(speed_table(found))
     print()
     print(machine_line(found[-1]))
+    if (RESULTS / METHODS_FILE).is_file():
+        (methods,) = read((METHODS_FILE,))
+        print()
+        print("\n\n".join(method_tables.paragraphs(methods)))

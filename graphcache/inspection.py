@@ -14,7 +14,6 @@ from torch import nn
 import graphcache
 from graphcache.errors import GraphCacheError
 
-
 KINDS = ("attention", "feed-forward", "block")
 
 

@@ -14,10 +14,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from graphcache.errors import BackendError
 from graphcache.passes.hoist_decision import hoistable, indicator_program
-from graphcache.passes.manager import run_passes
+from graphcache.passes.manager import Pass, run_passes
+from graphcache.passes.match_layouts import declare_lives
 from graphcache.passes.pipeline import (
     conditional_pipeline,
     specialize_pipeline,
@@ -30,7 +32,15 @@ from graphcache.policy.policy import Policy
 from graphcache.policy.reachable import reachable_signatures
 from graphcache.policy.threshold import Threshold
 from graphcache.printer import format_program
-from graphcache.program import Fork, InputKind, Lowered, Program, segments
+from graphcache.program import (
+    Fork,
+    InputKind,
+    Lowered,
+    Program,
+    fake_value,
+    placeholders,
+    segments,
+)
 
 LOWERINGS = ("auto", "specialize", "split", "conditional")
 
@@ -140,7 +150,8 @@ def lower(
         for signature in signatures
     }
     read = frozenset(_read(lowered.values()))
-    routes = _shared({key: _store(tree, read) for key, tree in lowered.items()})
+    last = store_pipeline(read, _layouts(program))
+    routes = _shared({key: _store(tree, last) for key, tree in lowered.items()})
     return Lowering(choice, host, hoisted, routes)
 
 
@@ -200,6 +211,7 @@ def _split(program: Program, label: str) -> Lowered:
     ]
     head = head_of(program, cut, lives)
     head = run_passes(head, tail_pipeline(()), label=f"{label} {cut.predicate}=head")
+    declare_lives(head, [part for side in sides for part in segments(side)])
     return Fork(cut.predicate, head, *sides)
 
 
@@ -210,15 +222,22 @@ def _read(lowered: Iterable[Lowered]) -> Iterator[str]:
                 yield entry.target
 
 
-def _store(tree: Lowered, read: frozenset[str]) -> Lowered:
+def _layouts(program: Program) -> dict[str, Any]:
+    """How each buffer lies in memory, by name."""
+    nodes = {node.name: node for node in placeholders(program.graph)}
+    buffers = program.inputs_of(InputKind.BUFFER)
+    return {entry.target: fake_value(nodes[entry.name]) for entry in buffers}
+
+
+def _store(tree: Lowered, last: Sequence[Pass]) -> Lowered:
     if isinstance(tree, Fork):
         return replace(
             tree,
-            head=run_passes(tree.head, store_pipeline(read), label="stores head"),
-            compute=_store(tree.compute, read),
-            reuse=_store(tree.reuse, read),
+            head=run_passes(tree.head, last, label="stores head"),
+            compute=_store(tree.compute, last),
+            reuse=_store(tree.reuse, last),
         )
-    return run_passes(tree, store_pipeline(read), label="stores")
+    return run_passes(tree, last, label="stores")
 
 
 def _shared(lowered: Mapping[Signature, Lowered]) -> dict[Signature, Lowered]:

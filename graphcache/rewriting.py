@@ -140,13 +140,15 @@ def _full(program: Program, policies: tuple[Policy, ...]) -> Program:
     if not policies:
         return clean
     kept = tuple(replace(p, predictor=ConditionalHalf(p.predictor)) for p in policies)
-    cached = run_passes(program, rewrite_pipeline(kept), label="full rewrite")
+    cached = run_passes(
+        program, rewrite_pipeline(kept, dense=True), label="full rewrite"
+    )
     signature = (True,) * len(cached.predicates)
     return run_passes(cached, specialize_pipeline(signature), label="full specialize")
 
 
 def _half(program: Program, policies: tuple[Policy, ...]) -> Program:
-    passes = rewrite_pipeline(policies) if policies else clean_pipeline()
+    passes = rewrite_pipeline(policies, dense=True) if policies else clean_pipeline()
     return run_passes(_apart(program), passes, label="half rewrite")
 
 

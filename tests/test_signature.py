@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
 from graphcache import CaptureError
-from graphcache.signature import CallSignature
+from graphcache.signature import CallSignature, with_tensors
 
 
 def forward(x: Any, rotary: Any = None, scale: float = 1.0, return_dict: bool = True):
@@ -85,3 +86,57 @@ def test_positional_rest_is_refused() -> None:
 def test_opaque_arguments_are_refused_by_name() -> None:
     with pytest.raises(CaptureError, match=r"argument rotary\.0 is a object"):
         signature.bind((torch.zeros(1), [object()]), {})
+
+
+class Cache:
+    """Plain data in attributes."""
+
+    def __init__(self, keys: list[Any], steps: int = 0) -> None:
+        self.keys = keys
+        self.steps = steps
+
+
+def test_plain_objects_are_taken_apart() -> None:
+    cache = Cache([torch.zeros(1), Cache([torch.zeros(2)])])
+    call = signature.bind((torch.zeros(3), cache), {})
+    assert call.paths == ["x", "rotary.keys.0", "rotary.keys.1.keys.0"]
+    keys = {
+        signature.bind((torch.zeros(3), other), {}).key
+        for other in (
+            cache,
+            Cache([torch.zeros(1), Cache([torch.ones(2)])]),
+            Cache([torch.zeros(1), Cache([torch.zeros(3)])]),
+            Cache([torch.zeros(1), Cache([torch.zeros(2)], steps=1)]),
+            Cache([torch.zeros(1)]),
+            {"keys": [torch.zeros(1), {"keys": [torch.zeros(2)], "steps": 0}]},
+        )
+    }
+    assert len(keys) == 5
+
+
+def test_what_a_call_is_made_of_can_be_made_again() -> None:
+    class Pair(NamedTuple):
+        left: Tensor
+        right: int
+
+    class Table(dict[str, Any]):
+        """A dict of its own type."""
+
+    given = [Pair(torch.zeros(1), 2), Cache([torch.zeros(2)]), Table(a=torch.zeros(3))]
+    call = signature.bind((torch.zeros(4), given), {})
+    tensors = [tensor + 1 for tensor in call.tensors]
+    made = with_tensors(call, tensors)
+    pair, cache, table = made["rotary"]
+    assert isinstance(pair, Pair)
+    assert isinstance(cache, Cache)
+    assert isinstance(table, Table)
+    assert signature.bind((), made).key == call.key
+    assert signature.bind((), made).tensors == tensors
+    # The caller's own are others.
+    assert cache is not given[1]
+    assert cache.keys is not given[1].keys
+
+
+def test_an_object_that_holds_what_is_not_plain_is_refused() -> None:
+    with pytest.raises(CaptureError, match=r"rotary\.keys\.0 is a function"):
+        signature.bind((torch.zeros(1), Cache([forward])), {})

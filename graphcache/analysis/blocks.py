@@ -106,7 +106,7 @@ def feeds(block: Block, later: Block) -> bool:
 def _alike(block: Block) -> tuple[fx.Node, ...]:
     """The operands of a result's type, where a block does not add to its stream.
 
-    A block that first joins its stream with that of an earlier block (HunyuanDiT, U-ViT)
+    A block that first joins its stream with that of an earlier block, as in a U-ViT,
     passes both through a product.
     """
     types = {static_type(result) for result in block.results}

@@ -111,9 +111,7 @@ class Analysis:
     def holds_attention(self) -> set[str]:
         """Keys of the calls that enclose an attention product."""
         return {
-            scope.key
-            for product in self._products
-            for scope in scopes(product.node)
+            scope.key for product in self._products for scope in scopes(product.node)
         }
 
     @cached_property

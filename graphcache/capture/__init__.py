@@ -73,23 +73,39 @@ def capture(module: nn.Module, call: Call) -> Capture:
         CaptureError: If the forward cannot be traced, or writes to its parameters,
             buffers or arguments.
     """
+    plain = bare(module)
+    with torch.inference_mode(False), torch.no_grad(), buffers_kept(module):
+        named, writes = call_eager(plain, call)
+        try:
+            traced = _trace(plain, call, shapes=False)
+        except CaptureError:
+            # One graph for every mask is better, where there can be one.
+            traced = _trace(plain, call, shapes=True)
+    _check_alike(module, traced.output, named)
+    return Capture(traced.program, traced.output, named, traced.read, writes)
+
+
+@dataclass(frozen=True)
+class _Trace:
+    program: ir.Program
+    output: OutputTree
+    read: frozenset[str]
+
+
+def _trace(module: nn.Module, call: Call, *, shapes: bool) -> _Trace:
     read: set[str] = set()
 
     @contextmanager
     def listening(traced: Sequence[Tensor]) -> Iterator[None]:
-        mode = _known_values(call, traced)
+        mode = _known_values(call, traced, shapes)
         with mode.listening():
             yield
         read.update(mode.read)
 
-    plain = bare(module)
-    with torch.inference_mode(False), torch.no_grad(), buffers_kept(module):
-        named, writes = call_eager(plain, call)
-        exported = export(plain, call, listening)
-        graph_module = ir.copy_module(exported.graph_module)
-        _drop_assignments(graph_module.graph, exported.graph_signature)
+    exported = export(module, call, listening)
+    graph_module = ir.copy_module(exported.graph_module)
+    _drop_assignments(graph_module.graph, exported.graph_signature)
     output = take_tensors(graph_module.graph, exported.call_spec.out_spec)
-    _check_alike(module, output, named)
     inputs = _inputs(graph_module.graph, exported.graph_signature.input_specs, call)
     label_scopes(graph_module.graph, module)
     place_functions(graph_module.graph)
@@ -106,10 +122,10 @@ def capture(module: nn.Module, call: Call) -> Capture:
         raise CaptureError(
             f"{type(module).__name__} cannot be compiled: {error}"
         ) from error
-    return Capture(program, output, named, frozenset(read), writes)
+    return _Trace(program, output, frozenset(read))
 
 
-def _known_values(call: Call, traced: Sequence[Tensor]) -> KnownValues:
+def _known_values(call: Call, traced: Sequence[Tensor], shapes: bool) -> KnownValues:
     arguments = dict(zip(call.paths, call.tensors, strict=True))
     stand_ins = dict(zip(call.paths, traced, strict=True))
     unknown = changing(arguments)
@@ -120,6 +136,7 @@ def _known_values(call: Call, traced: Sequence[Tensor]) -> KnownValues:
             if path not in unknown
         },
         {path: stand_ins[path] for path in unknown},
+        shapes=shapes,
     )
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from graphcache.capture.failures import describe
+from graphcache.capture.twins import twins
 from graphcache.errors import CaptureError
 from graphcache.signature import Call, with_tensors
 
@@ -49,7 +50,7 @@ def export(
 
     module.__dict__["forward"] = flat
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), twins(module):
             exported = torch.export.export(module, tensors, strict=False)
             functional: torch.export.ExportedProgram = exported.run_decompositions({})
             return functional

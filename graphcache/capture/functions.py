@@ -16,7 +16,7 @@ from torch._dispatch.python import no_python_dispatcher
 from torch.utils._python_dispatch import _disable_current_modes
 
 Settle = Callable[[Tensor], Tensor | None]
-"""The value of a tensor that is about to be compiled in; None if it is not known."""
+"""The value of a tensor if it is to be compiled in; None if it is to stay."""
 Bound = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
@@ -59,10 +59,7 @@ TEMPLATE = {
 }
 """By function, the place of an operand of which the type alone matters."""
 _ITEMS = (Tensor.__getitem__, Tensor.__setitem__)
-_CHOOSING = _named(
-    *("nonzero", "argwhere", "unique", "unique_consecutive", "masked_select"),
-    "bincount",
-)
+_CHOOSING = _named("nonzero", "argwhere", "unique", "unique_consecutive", "bincount")
 _WHERE = _named("where")
 _REPEAT = _named("repeat_interleave")
 _MASKED_SELECT = _named("masked_select")
@@ -95,40 +92,40 @@ def chooses_shape(
     if func in _WHERE:
         return len(args) + len(kwargs) == 1
     if func in _REPEAT:
-        return isinstance(_repeats(args, kwargs), Tensor)
-    if func in _MAKES:
-        # From a list of tensors: each is read. From one tensor: a copy.
-        return any(isinstance(arg, (list, tuple)) for arg in args) and any(
-            True for _ in tensors_in(args)
-        )
-    return func is Tensor.__getitem__ and any(map(_is_mask, _index(args[1])))
+        return len(args) == 1 and "repeats" not in kwargs
+    # From a list of tensors each is read, from one tensor it is a copy.
+    return func in _MAKES and any(
+        isinstance(arg, (list, tuple)) and any(True for _ in tensors_in(arg))
+        for arg in args
+    )
 
 
 def settled(
     func: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    settle: Settle,
+    number: Settle,
+    mask: Settle,
 ) -> Bound:
-    """The same call with known masks, counts and sizes compiled in.
+    """The same call with numbers that are tensors, masks and counts compiled in.
 
-    A mask becomes the places that it keeps, a tensor of one integer a number. What is
-    not known stays.
+    Args:
+        func: The function.
+        args: Its operands.
+        kwargs: Its options.
+        number: Gives the value of a tensor of one integer.
+        mask: Gives the value of a mask or of counts.
     """
     if func in _ITEMS:
-        return func, (args[0], _settled_index(args[1], settle), *args[2:]), {**kwargs}
-    if func in _REPEAT:
-        return _settled_repeat(func, args, kwargs, settle)
+        index = _settled_index(args[1], number, mask)
+        return func, (args[0], index, *args[2:]), {**kwargs}
+    if func in _REPEAT and args:
+        return _settled_repeat(func, args, kwargs, mask)
     if func in _MASKED_SELECT and not kwargs:
-        places = settle(args[1])
-        if places is not None:
-            shape = torch.broadcast_shapes(args[0].shape, places.shape)  # type: ignore[no-untyped-call]
-            with untraced():
-                kept = places.expand(shape).nonzero(as_tuple=True)
-            return Tensor.__getitem__, (args[0].expand(shape), kept), {}
+        return _settled_select(func, args, mask)
     if func in _SIZES:
         first = 1 if args and isinstance(args[0], Tensor) and args[0].ndim else 0
-        numbers = [_numbers(arg, settle) for arg in args[first:]]
+        numbers = [_numbers(arg, number) for arg in args[first:]]
         return func, (*args[:first], *numbers), {**kwargs}
     return func, (*args,), {**kwargs}
 
@@ -163,49 +160,72 @@ def _is_integer(item: Any) -> bool:
     )
 
 
-def _settled_index(index: Any, settle: Settle) -> Any:
+def _settled_index(index: Any, number: Settle, mask: Settle) -> Any:
+    """A mask becomes the places that it keeps."""
     items: list[Any] = []
     for item in _index(index):
-        places = settle(item) if _is_mask(item) else None
+        places = mask(item) if _is_mask(item) else None
         if places is not None:
             with untraced():
                 items.extend(places.nonzero(as_tuple=True))
         elif isinstance(item, slice):
             parts = (item.start, item.stop, item.step)
-            items.append(slice(*(_numbers(part, settle) for part in parts)))
+            items.append(slice(*(_numbers(part, number) for part in parts)))
         else:
-            items.append(_numbers(item, settle) if _is_integer(item) else item)
+            items.append(_numbers(item, number) if _is_integer(item) else item)
     return tuple(items) if isinstance(index, tuple) or len(items) > 1 else items[0]
 
 
-def _numbers(value: Any, settle: Settle) -> Any:
+def _numbers(value: Any, number: Settle) -> Any:
     """Tensors of one integer as numbers, where they are known."""
     if type(value) in (tuple, list):
-        return type(value)(_numbers(item, settle) for item in value)
-    number = settle(value) if _is_integer(value) else None
+        return type(value)(_numbers(item, number) for item in value)
+    known = number(value) if _is_integer(value) else None
     with untraced():
-        return value if number is None else int(number)
+        return value if known is None else int(known)
 
 
 def _repeats(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    return kwargs.get("repeats", args[1] if len(args) > 1 else args[0])
+    return kwargs.get("repeats", args[1] if len(args) > 1 else None)
+
+
+def _settled_select(
+    func: Callable[..., Any], args: Sequence[Any], mask: Settle
+) -> Bound:
+    source, kept = args
+    places = mask(kept)
+    if places is None:
+        return func, (*args,), {}
+    shape = torch.broadcast_shapes(source.shape, places.shape)  # type: ignore[no-untyped-call]
+    with untraced():
+        kept = places.expand(shape).nonzero(as_tuple=True)
+    return (lambda source, kept: source.expand(shape)[kept]), (source, kept), {}
 
 
 def _settled_repeat(
     func: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    settle: Settle,
+    mask: Settle,
 ) -> Bound:
-    repeats = _repeats(args, kwargs)
-    counts = settle(repeats) if isinstance(repeats, Tensor) else None
+    source, repeats = args[0], _repeats(args, kwargs)
+    counts = mask(repeats) if isinstance(repeats, Tensor) else None
     if counts is None:
         return func, (*args,), {**kwargs}
     dim = kwargs.get("dim", args[2] if len(args) > 2 else None)
-    source = args[0].flatten() if dim is None else args[0]
-    dim = dim or 0
+    size = source.numel() if dim is None else source.shape[dim]
     with untraced():
-        counts = counts.expand(source.shape[dim])
-        order = torch.arange(len(counts), device=counts.device)
-        places = order.repeat_interleave(counts)
-    return torch.index_select, (source, dim, places), {}
+        counts = counts.expand(size)
+        places = torch.arange(size, device=counts.device).repeat_interleave(counts)
+    return (
+        (_select_flat if dim is None else torch.index_select),
+        (
+            *((source,) if dim is None else (source, dim)),
+            places,
+        ),
+        {},
+    )
+
+
+def _select_flat(source: Tensor, places: Tensor) -> Tensor:
+    return source.flatten().index_select(0, places)

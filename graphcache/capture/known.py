@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -46,7 +45,10 @@ _LEAVES = (
     *(bool, int, float, complex, str, bytes, type(None), type(Ellipsis)),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
 )
+# What `flex_attention` enters to have itself traced by Dynamo.
+_COMPILING = "setup_compilation_env"
 _WEIGHTS = frozenset(("the weights",))
+_WRITTEN = frozenset(("what was written to it",))
 
 
 class HostRead(Exception):
@@ -113,15 +115,20 @@ class KnownValues(TorchFunctionMode):
         known: By path, the traced tensor and the real value of each argument that does
             not change from step to step.
         others: The traced tensors of the other arguments, by path.
+        shapes: Whether to compile in what the shape of a tensor depends on, such as a
+            mask that it is chosen by.
     """
 
     def __init__(
         self,
         known: Mapping[str, tuple[Tensor, Tensor]],
         others: Mapping[str, Tensor],
+        *,
+        shapes: bool,
     ) -> None:
         super().__init__()
         self.read: set[str] = set()
+        self._shapes = shapes
         self._reals: Any = WeakTensorKeyDictionary()
         self._origins: Any = WeakTensorKeyDictionary()
         self._sources: dict[int, _Sources] = {}
@@ -153,12 +160,15 @@ class KnownValues(TorchFunctionMode):
             self._lose(args[0])
         if functions.chooses_shape(func, args, kwargs):
             call = self._prepare(func, args, kwargs)
-            chosen = call and call.attempt()
+            compiled_in = call is not None and (self._shapes or not call.sources)
+            chosen = call.attempt() if call is not None and compiled_in else None
             if call is not None and chosen is not None:
                 # Its shape follows from values: it is a constant of the capture.
                 self.read |= call.sources
                 return _cloned(chosen)
-        func, args, kwargs = functions.settled(func, args, kwargs, self._settle)
+        func, args, kwargs = functions.settled(
+            func, args, kwargs, self._number, self._mask
+        )
         # What is known is looked up ahead of the call, which may write to it.
         call = self._prepare(func, args, kwargs)
         result = func(*args, **kwargs)
@@ -168,18 +178,19 @@ class KnownValues(TorchFunctionMode):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Listen to the forward, except where torch itself traces a piece of it."""
-        compiling = getattr(flex_attention, "setup_compilation_env", nullcontext)
+        compiling = getattr(flex_attention, _COMPILING, nullcontext)
 
         @contextmanager
         def alone() -> Iterator[Any]:
             with _lifted(self), compiling() as backend:
                 yield backend
 
-        patched = mock.patch.object(
-            flex_attention, "setup_compilation_env", alone, create=True
-        )
-        with patched, self:
-            yield
+        setattr(flex_attention, _COMPILING, alone)
+        try:
+            with self:
+                yield
+        finally:
+            setattr(flex_attention, _COMPILING, compiling)
 
     def _answer(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
@@ -195,11 +206,19 @@ class KnownValues(TorchFunctionMode):
         self.read |= call.sources
         return call.run()
 
-    def _settle(self, tensor: Tensor) -> Tensor | None:
-        """The value of a tensor that is about to be compiled in, if it is known."""
+    def _number(self, tensor: Tensor) -> Tensor | None:
+        """The value of a number that is about to be compiled in, if it is known."""
         real = self._real(tensor)
         if real is not None:
             self.read |= self._paths(real)
+        return real
+
+    def _mask(self, tensor: Tensor) -> Tensor | None:
+        """The value of what a shape depends on, if it is to be compiled in."""
+        real = self._real(tensor)
+        if real is None or (self._paths(real) and not self._shapes):
+            return None
+        self.read |= self._paths(real)
         return real
 
     def _prepare(
@@ -300,7 +319,8 @@ class KnownValues(TorchFunctionMode):
         real = self._real(traced)
         if real is not None:
             return frozenset(self._paths(real))
-        return self._origins.get(traced, _WEIGHTS)  # type: ignore[no-any-return]
+        unknown = _WRITTEN if traced in self._reals else _WEIGHTS
+        return self._origins.get(traced, unknown)  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -335,7 +355,11 @@ def _like(tensor: Tensor) -> Tensor:
 
 def _alike(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
     return len(left) == len(right) and all(
-        a.shape == b.shape and a.dtype == b.dtype and b.layout == torch.strided
+        # A size that depends on data must not be asked for.
+        all(isinstance(extent, int) for extent in a.shape)
+        and a.shape == b.shape
+        and a.dtype == b.dtype
+        and b.layout == torch.strided
         for a, b in zip(left, right, strict=True)
     )
 

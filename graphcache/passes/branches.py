@@ -128,7 +128,7 @@ class Sides:
         given = [fake_value(node) for node in results]
         update = trace(self.gate.predictor.update, given, *fakes)
         held = inline(update, graph, [*outputs, *context])
-        kept = compact(graph, held, self.foreign)
+        kept = self._laid_out(graph, compact(graph, held, self.foreign))
         inner = [values[node] for node in carried]
         return finish(graph, [*outputs, *kept, *inner], self.owner)
 
@@ -138,8 +138,28 @@ class Sides:
         fakes, context = self._context(values)
         predicted = trace(predicting(self.gate.predictor), *fakes)
         given = inline(predicted, graph, context)
+        given[-self.own :] = self._laid_out(graph, given[-self.own :])
         inner = [values[node] for node in self.buffers[self.own :]]
         return finish(graph, [*given, *inner], self.owner)
+
+    def _laid_out(self, graph: fx.Graph, held: list[Any]) -> list[Any]:
+        """Values as their buffers are laid out, where those are dense."""
+        pairs = zip(held, self.buffers[: self.own], strict=True)
+        return [laid_out(graph, value, buffer) for value, buffer in pairs]
+
+
+def laid_out(graph: fx.Graph, value: fx.Node, buffer: fx.Node) -> fx.Node:
+    """A dense copy of a value, if its buffer is dense and the value is not."""
+    wanted = fake_value(buffer)
+    if same_layout(fake_value(value), wanted) or not wanted.is_contiguous():
+        return value
+    return _clone(graph, value)
+
+
+def same_layout(left: Tensor, right: Tensor) -> bool:
+    """Whether two tensors of one shape lie in memory alike."""
+    extents = zip(left.shape, left.stride(), right.stride(), strict=True)
+    return all(size <= 1 or a == b for size, a, b in extents)
 
 
 def pinned(values: Sequence[Tensor]) -> list[bool]:

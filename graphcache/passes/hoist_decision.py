@@ -1,9 +1,9 @@
 """hoist-decision: a decision of the graph that the timestep alone determines.
 
 What the score is worked out from depends on weights, the prompt, the timestep and what
-the indicator remembers, and on nothing else. Such a decision needs no cut: a program of its
-own works it out ahead of the step, or ahead of the whole loop, and to the rest of the
-compiler it is one of the host's.
+the indicator remembers, and on nothing else. Such a decision needs no cut: a program of
+its own works it out ahead of the step, or ahead of the whole loop, and to the rest of
+the compiler it is one of the host's.
 """
 
 from __future__ import annotations

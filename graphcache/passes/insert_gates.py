@@ -27,7 +27,9 @@ from graphcache.passes.branches import (
     compact,
     finish,
     inline,
+    laid_out,
     pinned,
+    same_layout,
     storage_key,
 )
 from graphcache.passes.manager import PassResult
@@ -95,6 +97,7 @@ class _Rewriter:
     program: Program
     nodes: dict[str, fx.Node]
     inputs: list[Input]
+    dense: bool = False
     decisions: dict[str, fx.Node] = field(default_factory=dict)
     thresholds: dict[str, fx.Node] = field(default_factory=dict)
     scalars: dict[str, fx.Node] = field(default_factory=dict)
@@ -143,10 +146,11 @@ class _Rewriter:
             )
 
     def add_buffers(
-        self, names: Sequence[str], values: Sequence[Tensor]
+        self, names: Sequence[str], values: Sequence[Tensor], *, dense: bool = False
     ) -> list[fx.Node]:
         """Inputs for buffers, with the strides that their first values will have."""
-        for name, value, copied in zip(names, values, pinned(values), strict=True):
+        copies = [True] * len(values) if dense else pinned(values)
+        for name, value, copied in zip(names, values, copies, strict=True):
             self.buffers[name] = self.add_input(
                 f"cache_{name}",
                 InputKind.BUFFER,
@@ -162,7 +166,7 @@ class _Rewriter:
         fakes = [fake_value(node) for node in observed]
         with fakes[0].fake_mode:
             initial = list(indicator.initial(fakes))
-        buffers = self.add_buffers(metric.buffers, initial)
+        buffers = self.add_buffers(metric.buffers, initial, dense=True)
         scalars = [self.scalars[name] for name in metric.scalars]
         groups = [observed, buffers, scalars]
         traced = trace(
@@ -200,7 +204,12 @@ class _Rewriter:
             outer = dict(zip((*operands, *buffers), placeholders(graph), strict=True))
             given = [outer[node] for node in (*measured, *buffers)]
             held = inline(trace(function, *fakes), graph, given)
-            kept = compact(graph, held, self.foreign)
+            kept = [
+                laid_out(graph, value, buffer)
+                for value, buffer in zip(
+                    compact(graph, held, self.foreign), buffers, strict=True
+                )
+            ]
             sides.append(finish(graph, kept, self.program.module))
         anchor = last_of(self.graph, [*operands, self.decisions[metric.predicate]])
         with self.graph.inserting_before(anchor.next):
@@ -224,7 +233,7 @@ class _Rewriter:
                     fakes, [None if n is None else fake_value(n) for n in streams]
                 )
             )
-        own = self.add_buffers(gate.buffers, initial)
+        own = self.add_buffers(gate.buffers, initial, dense=self.dense)
         buffers = [*own, *(self.buffers[name] for name in inner)]
         wanted = [*operands_of(nodes), *filter(None, streams), *scalars]
         operands = [n for n in dict.fromkeys(wanted) if n not in set(buffers)]
@@ -238,7 +247,7 @@ class _Rewriter:
             self.foreign,
         )
         carried = [self.stores[name] for name in inner]
-        pair = [sides.compute(nodes, results, carried), sides.reuse()]
+        pair = self._sides(sides, nodes, results, carried)
         with self.graph.inserting_before(self._anchor(nodes, operands)):
             values, members = self._insert(
                 gate.predicate, gate.region, pair, operands, buffers
@@ -250,6 +259,31 @@ class _Rewriter:
         self.members[region.name] = members
         for node in reversed(nodes):
             self.graph.erase_node(node)
+
+    def _sides(
+        self,
+        sides: Sides,
+        nodes: Sequence[fx.Node],
+        results: Sequence[fx.Node],
+        carried: Sequence[fx.Node],
+    ) -> list[fx.GraphModule]:
+        """Both branches; a buffer that they lay out differently becomes dense."""
+        while True:
+            pair = [sides.compute(nodes, results, carried), sides.reuse()]
+            start = len(results)
+            odd = [
+                node
+                for index, node in enumerate(sides.buffers[: sides.own])
+                for side in pair
+                if not same_layout(
+                    fake_value(output_values(side.graph)[start + index]),
+                    fake_value(node),
+                )
+            ]
+            if not odd:
+                return pair
+            for node in odd:
+                node.meta["val"] = buffer_like(fake_value(node), contiguous=True)
 
     def _anchor(self, nodes: Sequence[fx.Node], operands: Sequence[fx.Node]) -> fx.Node:
         """Before the first reader; or after all else, if only the caller reads it."""
@@ -331,8 +365,13 @@ def _bool(example: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class InsertGates:
-    """Turn every tagged region into a gate over explicit buffers."""
+    """Turn every tagged region into a gate over explicit buffers.
 
+    Args:
+        dense: Whether every buffer is dense, so that another graph may fill it too.
+    """
+
+    dense: bool = False
     name: ClassVar[str] = "insert-gates"
     before: ClassVar[tuple[Stage, ...]] = (Stage.SOURCE, Stage.CACHED)
 
@@ -342,7 +381,7 @@ class InsertGates:
             return PassResult(program, 0)
         edited = program.copy()
         nodes = {node.name: node for node in edited.graph.nodes}
-        rewriter = _Rewriter(edited, nodes, list(edited.inputs))
+        rewriter = _Rewriter(edited, nodes, list(edited.inputs), self.dense)
         rewriter.add_numbers()
         for metric in program.metrics:
             rewriter.measure(metric)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from graphcache.passes.conditional import Conditional
 from graphcache.passes.dead_code import DeadCode
 from graphcache.passes.drop_noops import DropNoops
@@ -9,6 +13,7 @@ from graphcache.passes.drop_stores import DropStores
 from graphcache.passes.find_regions import FindRegions
 from graphcache.passes.insert_gates import InsertGates
 from graphcache.passes.manager import Pass
+from graphcache.passes.match_layouts import MatchLayouts
 from graphcache.passes.observe import Observation, Observe
 from graphcache.passes.plan_gates import PlanGates
 from graphcache.passes.sink_operands import SinkOperands
@@ -16,8 +21,15 @@ from graphcache.passes.specialize import Partial, Specialize
 from graphcache.policy.policy import Policy
 
 
-def rewrite_pipeline(policies: tuple[Policy, ...]) -> tuple[Pass, ...]:
-    """From source to cached: the cache enters the graph."""
+def rewrite_pipeline(
+    policies: tuple[Policy, ...], *, dense: bool = False
+) -> tuple[Pass, ...]:
+    """From source to cached: the cache enters the graph.
+
+    Args:
+        policies: In order of precedence.
+        dense: Whether buffers are to be filled by another graph as well.
+    """
     return (
         # First, so that regions and branches hold only what computes.
         DropNoops(),
@@ -28,7 +40,7 @@ def rewrite_pipeline(policies: tuple[Policy, ...]) -> tuple[Pass, ...]:
         # Pure tagging: what will be. Policies are not read after this line.
         PlanGates(policies),
         # The rewrite itself.
-        InsertGates(),
+        InsertGates(dense),
         # After insertion, when it is known which branch reads what.
         SinkOperands(),
         # Weights that only a removed copy read.
@@ -87,11 +99,15 @@ def conditional_pipeline() -> tuple[Pass, ...]:
     )
 
 
-def store_pipeline(read: frozenset[str]) -> tuple[Pass, ...]:
+def store_pipeline(
+    read: frozenset[str], layouts: Mapping[str, Tensor]
+) -> tuple[Pass, ...]:
     """Once every variant is lowered: keep only the state that one of them reads."""
     return (
         # Needs all variants, so it cannot stand in the pipeline of any one of them.
         DropStores(read),
         # What only computed a dropped store.
         DeadCode(),
+        # Last: what is stored must lie as every variant expects its buffers.
+        MatchLayouts(layouts),
     )

@@ -39,7 +39,7 @@ class Plan:
     begin: int | None = None
 
     def follows(self, step: Step) -> bool:
-        """Whether no step of the schedule was left out since what was foreseen began."""
+        """Whether no step was left out since what was foreseen began."""
         return self.begin is None or step.place - step.index == self.begin
 
     def forget_from(self, index: int, threshold: float) -> None:

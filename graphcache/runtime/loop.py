@@ -135,15 +135,14 @@ class Loop:
         """What to run under the host's decisions."""
         return self.routes[tuple(flags[name] for name in self.host)]
 
-    def computed(self, decisions: Mapping[str, bool]) -> dict[str, bool]:
-        """By policy, whether any of its regions was computed.
+    def computed(self, decisions: Mapping[str, bool]) -> dict[str, int]:
+        """How many regions of each policy were computed.
 
         A region inside another policy's is not, if that one is reused.
         """
         return {
-            name: decisions[name]
-            and any(
-                all(decisions[other] for other in around)
+            name: sum(
+                decisions[name] and all(decisions[other] for other in around)
                 for around in self.enclosing[name]
             )
             for name in self.program.predicates

@@ -146,15 +146,16 @@ class Runner:
         results = run_route(loop.route(flags), frame)
         if not self.enabled:
             stream.buffers.clear()
+        computed = loop.computed({**flags, **frame.decisions})
         record = StepRecord(
             stream.name,
             stream.index,
             stream.timestep,
-            loop.computed({**flags, **frame.decisions}),
+            {name: count > 0 for name, count in computed.items()},
             {**scores, **frame.scores},
         )
         self.stats.host_reads += len(frame.scores)
-        self.stats.record(record, loop.regions)
+        self.stats.record(record, loop.regions, computed)
         stream.index += 1
         return results
 

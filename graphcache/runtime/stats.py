@@ -64,12 +64,25 @@ class Statistics:
     peak_buffer_bytes: int = 0
 
     def record(
-        self, record: StepRecord, regions: Mapping[str, tuple[str, ...]]
+        self,
+        record: StepRecord,
+        regions: Mapping[str, tuple[str, ...]],
+        computed: Mapping[str, int] | None = None,
     ) -> None:
-        """Count one call."""
+        """Count one call.
+
+        Args:
+            record: The call.
+            regions: Regions by policy.
+            computed: How many of them were computed; all of a policy's or none, by the
+                record, if it is not given.
+        """
         self.steps.append(record)
-        for policy, computed in record.computed.items():
-            (self.computed if computed else self.reused)[policy] += len(regions[policy])
+        for policy, any_computed in record.computed.items():
+            every = len(regions[policy])
+            count = every * any_computed if computed is None else computed[policy]
+            self.computed[policy] += count
+            self.reused[policy] += every - count
 
     def __str__(self) -> str:
         """A summary: the latest pass of every stream, then the counts.

@@ -107,9 +107,9 @@ cond    attention  #..#..#..
 cond    tail       #....#...
 uncond  attention  #..#..#..
 uncond  tail       #..#..#..
-attention: 45 of 69 regions reused (65 %)
+attention: 49 of 69 regions reused (71 %)
 tail: 16 of 23 regions reused (70 %)
-23 steps, 1 reset; 1 capture, 6 graphs compiled
+23 steps, 1 reset; 1 capture, 5 graphs compiled
 read by the host: 20 scores, 0 device tensors
 buffers: 960 bytes per stream planned, 1,920 held at most""",
     )

@@ -1,0 +1,70 @@
+"""Twins: methods of known modules, written so that they can be traced.
+
+A module may ask the host for a value that changes at every step where the graph could
+have it: how many tokens go to each expert. A twin gives the same result without asking.
+It stands in for the module's own method while the module is traced, and is the same
+bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_Twin = Callable[..., Any]
+
+
+def hidream_moe_infer(
+    module: Any, x: Tensor, flat_expert_indices: Tensor, flat_expert_weights: Tensor
+) -> Tensor:
+    """Each expert on its tokens: what diffusers cuts on the host is chosen by a mask.
+
+    Args:
+        module: The mixture of experts.
+        x: Tokens, ``[n, c]``.
+        flat_expert_indices: The experts of each token, ``[n * k]``.
+        flat_expert_weights: Their weights, ``[n * k, 1]``.
+    """
+    # The order of tokens is that of the original, so that products round alike.
+    order = flat_expert_indices.argsort()
+    experts = flat_expert_indices[order]
+    total = torch.zeros_like(x)
+    for index, expert in enumerate(module.experts):
+        rows = order[experts == index]
+        tokens = rows // module.num_activated_experts
+        given = expert(x[tokens])
+        given = given.mul_(flat_expert_weights[rows])
+        places = tokens.view(-1, 1).repeat(1, x.shape[-1])
+        total = total.to(given.dtype).scatter_reduce(0, places, given, reduce="sum")
+    return total
+
+
+_HIDREAM = "diffusers.models.transformers.transformer_hidream_image"
+TWINS: Mapping[str, Mapping[str, _Twin]] = {
+    f"{_HIDREAM}.MOEFeedForwardSwiGLU": {"moe_infer": hidream_moe_infer},
+}
+"""By class and method. A class is one exactly: a subclass may mean something else."""
+
+
+@contextmanager
+def twins(module: nn.Module) -> Iterator[None]:
+    """Let twins stand in for the methods of a module and its parts."""
+    placed: list[tuple[nn.Module, str]] = []
+    try:
+        for part in module.modules():
+            kind = type(part)
+            known = TWINS.get(f"{kind.__module__}.{kind.__qualname__}", {})
+            for name, twin in known.items():
+                # A method of the instance's own was put there on purpose.
+                if name not in part.__dict__:
+                    part.__dict__[name] = MethodType(twin, part)
+                    placed.append((part, name))
+        yield
+    finally:
+        for part, name in placed:
+            del part.__dict__[name]
