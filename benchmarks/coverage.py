@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 import traceback
 from collections import Counter
@@ -219,7 +220,9 @@ def _table_row(row: Row) -> str:
 
 
 def _reason(row: Row) -> str:
-    return (row.reason or "the outputs differ").replace("|", "\\|")
+    """Without the place of the installation."""
+    reason = re.sub(r"\(/\S*site-packages/", "(", row.reason)
+    return (reason or "the outputs differ").replace("|", "\\|")
 
 
 def main() -> None:

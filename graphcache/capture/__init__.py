@@ -162,12 +162,25 @@ def _drop_assignments(graph: fx.Graph, signature: ExportGraphSignature) -> None:
 
 
 def _check_alike(module: nn.Module, output: OutputTree, named: OutputTree) -> None:
-    if output.tensors != named.tensors:
+    pairs = zip(output.tensors, named.tensors, strict=False)
+    alike = all(_fits(ours, theirs) for ours, theirs in pairs)
+    if len(output.tensors) != len(named.tensors) or not alike:
         shown = [", ".join(map(str, tree.tensors)) for tree in (named, output)]
         raise CaptureError(
             f"{type(module).__name__} returns ({shown[0]}) with return_dict=True and "
             f"({shown[1]}) without: which is which cannot be told"
         )
+
+
+def _fits(traced: ir.TensorType, real: ir.TensorType) -> bool:
+    """Whether a tensor has the traced type, as far as its shape is known."""
+    known = [
+        ours == theirs
+        for ours, theirs in zip(traced.shape, real.shape, strict=False)
+        if isinstance(ours, int)
+    ]
+    ranks = len(traced.shape) == len(real.shape)
+    return ranks and traced.dtype == real.dtype and all(known)
 
 
 def _constants(exported: torch.export.ExportedProgram) -> Mapping[str, Tensor]:

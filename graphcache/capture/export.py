@@ -78,7 +78,7 @@ def quiet() -> Iterator[None]:
 
     Messages that `TORCH_LOGS` asks for are below a warning, and are kept.
     """
-    handlers = logging.getLogger("torch").handlers
+    handlers = _handlers()
     printed, graph = io.StringIO(), None
     for handler in handlers:
         handler.addFilter(_is_wanted)
@@ -95,6 +95,18 @@ def quiet() -> Iterator[None]:
             handler.removeFilter(_is_wanted)
         text = printed.getvalue()
         sys.stderr.write(text if graph is None else text.replace(f"{graph}\n", ""))
+
+
+def _handlers() -> set[logging.Handler]:
+    """Where torch's loggers write to: many have handlers of their own."""
+    known = logging.root.manager.loggerDict
+    loggers = (known[name] for name in known if name.partition(".")[0] == "torch")
+    return {
+        handler
+        for logger in loggers
+        if isinstance(logger, logging.Logger)
+        for handler in logger.handlers
+    }
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:

@@ -30,11 +30,17 @@ from graphcache.program import (
 )
 
 _empty = torch.ops.aten.new_empty_strided.default
+_SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _copy = torch.ops.aten.copy.default
 
 
 def propagated(program: Program) -> Outputs:
-    """Fakes of a program's outputs, worked out from those of its inputs alone."""
+    """Fakes of a program's outputs, worked out from those of its inputs alone.
+
+    Where sizes depend on data they cannot be worked out anew, and are those recorded.
+    """
+    if any(isinstance(fake_value(node), _SYMBOLS) for node in program.graph.nodes):
+        return recorded(program.outputs)
     inputs = [fake_value(node) for node in placeholders(program.graph)]
     mode = next((v.fake_mode for v in inputs if hasattr(v, "fake_mode")), nullcontext())
     with torch.no_grad(), mode:
@@ -44,6 +50,17 @@ def propagated(program: Program) -> Outputs:
         parts.append(tuple(values[:size]))
         values = values[size:]
     return Outputs(parts[0], parts[1], parts[2], tuple(values))
+
+
+def recorded(outputs: Outputs) -> Outputs:
+    """The fakes that the nodes of a graph's outputs carry."""
+    groups = (outputs.results, outputs.stores, outputs.scores, outputs.lives)
+    results, stores, scores, lives = (tuple(map(_fake, group)) for group in groups)
+    return Outputs(results, stores, scores, lives)
+
+
+def _fake(value: Any) -> Any:
+    return fake_value(value) if isinstance(value, fx.Node) else value
 
 
 def declare_lives(head: Program, segments: Iterable[Program]) -> None:

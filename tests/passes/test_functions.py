@@ -86,17 +86,22 @@ def test_the_text_names_the_functions() -> None:
     assert "flex_attention(%transpose, %transpose_1, %transpose_2, sdpa_score0" in text
 
 
-@pytest.mark.parametrize("backend", ["eager", "reference"])
-def test_never_reuse_is_the_module_bit_for_bit(backend: str) -> None:
-    subject = graphcache.compile(flex(), never_reuse(), backend=backend)
-    assert same(run_loop(subject, 4), run_loop(flex(), 4))
+def test_never_reuse_is_the_module_bit_for_bit() -> None:
+    subject = graphcache.compile(flex(), never_reuse(), backend="eager")
+    assert same(run_loop(subject, 3), run_loop(flex(), 3))
 
 
-@pytest.mark.parametrize("config", [WINDOW, first_block_cache(0.05)])
-@pytest.mark.parametrize("lowering", ["auto", "conditional"])
+@pytest.mark.parametrize(
+    ("config", "lowering"),
+    [
+        (WINDOW, "auto"),
+        (WINDOW, "conditional"),
+        (first_block_cache(0.5), "auto"),
+    ],
+)
 def test_every_lowering_agrees_with_the_reference(config: Any, lowering: str) -> None:
-    subject = graphcache.compile(flex(3), config, backend="eager", lowering=lowering)
-    reference = graphcache.compile(flex(3), config, backend="reference")
-    assert same(run_loop(subject, 8), run_loop(reference, 8))
+    subject = graphcache.compile(flex(), config, backend="eager", lowering=lowering)
+    reference = graphcache.compile(flex(), config, backend="reference")
+    assert same(run_loop(subject, 6), run_loop(reference, 6))
     assert subject.cache_stats.computed == reference.cache_stats.computed
-    assert any(n < 24 for n in subject.cache_stats.computed.values())
+    assert any(subject.cache_stats.reused.values())
