@@ -81,8 +81,12 @@ class Statistics:
         for policy, any_computed in record.computed.items():
             every = len(regions[policy])
             count = every * any_computed if computed is None else computed[policy]
-            self.computed[policy] += count
-            self.reused[policy] += every - count
+            for counter, number in (
+                (self.computed, count),
+                (self.reused, every - count),
+            ):
+                if number:
+                    counter[policy] += number
 
     def __str__(self) -> str:
         """A summary: the latest pass of every stream, then the counts.
