@@ -6,7 +6,7 @@ generations, and no graph is compiled for it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ transformer = CogVideoXTransformer3DModel.from_pretrained(ROOT / "transformer").
 class Drift:
     """How far the latents have moved since the last computed step, relative L1."""
 
-    probe: Probe = Latents()
+    probe: Probe = field(default_factory=Latents)
     inclusive: bool = False
     scalars: tuple[Scalar, ...] = ()
 

@@ -74,7 +74,10 @@ def capture(module: nn.Module, call: Call) -> Capture:
             buffers or arguments.
     """
     plain = bare(module)
-    with torch.inference_mode(False), torch.no_grad(), buffers_kept(module):
+    # Writes are counted outside inference mode only; its weights do not leave it.
+    weights = (*module.parameters(), *module.buffers())
+    inference = any(weight.is_inference() for weight in weights)
+    with torch.inference_mode(inference), torch.no_grad(), buffers_kept(module):
         named, writes = call_eager(plain, call)
         try:
             traced = _trace(plain, call, shapes=False)

@@ -59,8 +59,8 @@ def export(
     except Exception as error:
         raise CaptureError(
             f"{type(module).__name__} cannot be captured{describe(module, error)}. "
-            "torch.export must be able to trace the forward: no branching on tensor "
-            "values, no .item(), no shapes that depend on data."
+            "torch.export must be able to trace the forward: no branching on what "
+            "depends on the latents, the timestep or a weight, and no .item() of it."
         ) from error
     finally:
         del module.__dict__["forward"]

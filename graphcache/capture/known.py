@@ -291,6 +291,9 @@ class KnownValues(TorchFunctionMode):
 
     def _real(self, traced: Tensor) -> Tensor | None:
         """The real value of a tensor; None if it is not known."""
+        if torch.is_inference_mode_enabled():
+            # Writes are not counted.
+            return None
         if traced not in self._reals and _is_constant(traced):
             self._know(traced, _cloned(traced), ())
         real = self._reals.get(traced)
@@ -347,7 +350,13 @@ def _is_constant(tensor: Tensor) -> bool:
 
 
 def _like(tensor: Tensor) -> Tensor:
-    """A real tensor of the same type, of no particular values and of no memory."""
+    """A real tensor of the same type, of no particular values and of no memory.
+
+    Raises:
+        LookupError: If its shape depends on data.
+    """
+    if not _is_sized(tensor):
+        raise LookupError
     with functions.untraced():
         element = torch.empty((), dtype=tensor.dtype, device=tensor.device)
         return element.expand(tensor.shape)
@@ -355,13 +364,17 @@ def _like(tensor: Tensor) -> Tensor:
 
 def _alike(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
     return len(left) == len(right) and all(
-        # A size that depends on data must not be asked for.
-        all(isinstance(extent, int) for extent in a.shape)
+        _is_sized(a)
         and a.shape == b.shape
         and a.dtype == b.dtype
         and b.layout == torch.strided
         for a, b in zip(left, right, strict=True)
     )
+
+
+def _is_sized(tensor: Tensor) -> bool:
+    """Whether no size depends on data; one that does must not be compared."""
+    return all(isinstance(extent, int) for extent in tensor.shape)
 
 
 def _cloned(value: Any) -> Any:

@@ -351,3 +351,11 @@ def test_answers_are_right_and_their_sources_complete(
     for name, seeds in (("a", (5, 2, 3)), ("b", (1, 5, 3)), ("latents", (1, 2, 5))):
         if name not in mode.read:
             assert answer(fresh(*seeds)) == expected
+
+
+def test_nothing_is_known_of_a_module_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        module, dumb = Reading(item), Reading(dynamic)
+    assert equal(run(captured(dumb, inputs()), dumb, inputs()), dumb(**inputs()))
+    with pytest.raises(CaptureError, match="in item"):
+        captured(module, inputs())
