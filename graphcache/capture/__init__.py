@@ -29,7 +29,13 @@ from graphcache.analysis.binding import changing
 from graphcache.capture.eager import buffers_kept, call_eager, refuse_writes
 from graphcache.capture.export import export
 from graphcache.capture.known import KnownValues
-from graphcache.capture.labels import Scope, label_scopes, place_functions, scopes
+from graphcache.capture.labels import (
+    Scope,
+    label_scopes,
+    place_functions,
+    scopes,
+    spreads,
+)
 from graphcache.capture.outputs import OutputTree, take_tensors
 from graphcache.capture.writes import Write
 from graphcache.errors import CaptureError, VerifyError
@@ -79,11 +85,7 @@ def capture(module: nn.Module, call: Call) -> Capture:
     inference = any(weight.is_inference() for weight in weights)
     with torch.inference_mode(inference), torch.no_grad(), buffers_kept(module):
         named, writes = call_eager(plain, call)
-        try:
-            traced = _trace(plain, call, shapes=False)
-        except CaptureError:
-            # One graph for every mask is better, where there can be one.
-            traced = _trace(plain, call, shapes=True)
+        traced = _best_trace(plain, call)
     _check_alike(module, traced.output, named)
     return Capture(traced.program, traced.output, named, traced.read, writes)
 
@@ -93,10 +95,30 @@ class _Trace:
     program: ir.Program
     output: OutputTree
     read: frozenset[str]
+    left: bool
+
+
+def _best_trace(module: nn.Module, call: Call) -> _Trace:
+    """The trace that is good for most calls, of those with which all can be cached.
+
+    One graph serves every mask if the shapes that depend on it are the graph's own. But
+    where they spread, what has such a shape is no region.
+    """
+    try:
+        traced = _trace(module, call, shapes=False)
+    except CaptureError:
+        return _trace(module, call, shapes=True)
+    if traced.left and spreads(traced.program.graph):
+        try:
+            return _trace(module, call, shapes=True)
+        except CaptureError:
+            return traced
+    return traced
 
 
 def _trace(module: nn.Module, call: Call, *, shapes: bool) -> _Trace:
     read: set[str] = set()
+    left: set[bool] = set()
 
     @contextmanager
     def listening(traced: Sequence[Tensor]) -> Iterator[None]:
@@ -104,6 +126,7 @@ def _trace(module: nn.Module, call: Call, *, shapes: bool) -> _Trace:
         with mode.listening():
             yield
         read.update(mode.read)
+        left.add(mode.left)
 
     exported = export(module, call, listening)
     graph_module = ir.copy_module(exported.graph_module)
@@ -125,7 +148,7 @@ def _trace(module: nn.Module, call: Call, *, shapes: bool) -> _Trace:
         raise CaptureError(
             f"{type(module).__name__} cannot be compiled: {error}"
         ) from error
-    return _Trace(program, output, frozenset(read))
+    return _Trace(program, output, frozenset(read), any(left))
 
 
 def _known_values(call: Call, traced: Sequence[Tensor], shapes: bool) -> KnownValues:

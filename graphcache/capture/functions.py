@@ -7,13 +7,12 @@ a number as a tensor. What else there is only computes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dispatch.python import no_python_dispatcher
-from torch.utils._python_dispatch import _disable_current_modes
+
+from graphcache.capture.modes import untraced
 
 Settle = Callable[[Tensor], Tensor | None]
 """The value of a tensor if it is to be compiled in; None if it is to stay."""
@@ -70,17 +69,6 @@ _SIZES = _named(
     *("tile", "narrow", "select", "split", "split_with_sizes", "unflatten", "pad"),
     *("chunk", "roll"),
 )
-
-
-@contextmanager
-def untraced() -> Iterator[None]:
-    """Run what is inside on real tensors, in the midst of a trace."""
-    with (
-        torch._C.DisableTorchFunction(),
-        _disable_current_modes(),
-        no_python_dispatcher(),
-    ):
-        yield
 
 
 def chooses_shape(

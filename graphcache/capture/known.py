@@ -20,7 +20,14 @@ same reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,12 +42,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from graphcache.capture import functions
 from graphcache.capture.eager import version
 from graphcache.capture.functions import tensors_in
+from graphcache.capture.modes import lifted, untraced
 
-# Untyped, and torch's own ways to the stack of modes.
-_modes: Callable[[], list[TorchFunctionMode]]
-_modes = torch.overrides._get_current_function_mode_stack
-_pop: Callable[[], TorchFunctionMode] = torch.overrides._pop_mode
-_push: Callable[[TorchFunctionMode], None] = torch.overrides._push_mode
 _LEAVES = (
     *(bool, int, float, complex, str, bytes, type(None), type(Ellipsis)),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
@@ -94,7 +97,7 @@ class _Call:
 
     def run(self) -> Any:
         """The real result."""
-        with functions.untraced():
+        with untraced():
             return self.func(*self.args, **self.kwargs)
 
     def attempt(self) -> Any:
@@ -110,6 +113,7 @@ class KnownValues(TorchFunctionMode):
 
     Attributes:
         read: Paths of the arguments that answers came from.
+        left: Whether a shape was left to the graph that could have been compiled in.
 
     Args:
         known: By path, the traced tensor and the real value of each argument that does
@@ -128,6 +132,7 @@ class KnownValues(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.read: set[str] = set()
+        self.left = False
         self._shapes = shapes
         self._reals: Any = WeakTensorKeyDictionary()
         self._origins: Any = WeakTensorKeyDictionary()
@@ -160,8 +165,8 @@ class KnownValues(TorchFunctionMode):
             self._lose(args[0])
         if functions.chooses_shape(func, args, kwargs):
             call = self._prepare(func, args, kwargs)
-            compiled_in = call is not None and (self._shapes or not call.sources)
-            chosen = call.attempt() if call is not None and compiled_in else None
+            wanted = call is not None and self._compiles_in(call.sources)
+            chosen = call.attempt() if call is not None and wanted else None
             if call is not None and chosen is not None:
                 # Its shape follows from values: it is a constant of the capture.
                 self.read |= call.sources
@@ -182,7 +187,7 @@ class KnownValues(TorchFunctionMode):
 
         @contextmanager
         def alone() -> Iterator[Any]:
-            with _lifted(self), compiling() as backend:
+            with lifted(self), compiling() as backend:
                 yield backend
 
         setattr(flex_attention, _COMPILING, alone)
@@ -216,10 +221,16 @@ class KnownValues(TorchFunctionMode):
     def _mask(self, tensor: Tensor) -> Tensor | None:
         """The value of what a shape depends on, if it is to be compiled in."""
         real = self._real(tensor)
-        if real is None or (self._paths(real) and not self._shapes):
+        if real is None or not self._compiles_in(self._paths(real)):
             return None
         self.read |= self._paths(real)
         return real
+
+    def _compiles_in(self, sources: Collection[str]) -> bool:
+        """Whether to compile in a shape that depends on these arguments."""
+        wanted = self._shapes or not sources
+        self.left |= not wanted
+        return wanted
 
     def _prepare(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
@@ -326,24 +337,6 @@ class KnownValues(TorchFunctionMode):
         return self._origins.get(traced, unknown)  # type: ignore[no-any-return]
 
 
-@contextmanager
-def _lifted(mode: TorchFunctionMode) -> Iterator[None]:
-    """Without a mode that is on the stack of modes, if it is."""
-    above: list[TorchFunctionMode] = []
-    if mode in _modes():
-        while not above or above[-1] is not mode:
-            above.append(_pop())
-    for other in reversed(above[:-1]):
-        _push(other)
-    try:
-        yield
-    finally:
-        for _ in above[:-1]:
-            _pop()
-        for other in reversed(above):
-            _push(other)
-
-
 def _is_constant(tensor: Tensor) -> bool:
     """Whether a tensor is a real one that the module holds, no weight."""
     return type(tensor) is Tensor and tensor.layout == torch.strided
@@ -357,7 +350,7 @@ def _like(tensor: Tensor) -> Tensor:
     """
     if not _is_sized(tensor):
         raise LookupError
-    with functions.untraced():
+    with untraced():
         element = torch.empty((), dtype=tensor.dtype, device=tensor.device)
         return element.expand(tensor.shape)
 
@@ -378,7 +371,7 @@ def _is_sized(tensor: Tensor) -> bool:
 
 
 def _cloned(value: Any) -> Any:
-    with functions.untraced():
+    with untraced():
         if isinstance(value, Tensor):
             return value.clone()
         return type(value)(item.clone() for item in value)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from graphcache.ops import functions_of
+from graphcache.program import fake_value, static_type
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,25 @@ def place_functions(graph: fx.Graph) -> None:
             node.replace_input_with(held, own)
             if not held.users:
                 graph.erase_node(held)
+
+
+def spreads(graph: fx.Graph) -> bool:
+    """Whether a tensor of a size that depends on data leaves the call that makes it.
+
+    One that the root makes is to stay with the root.
+    """
+    return any(
+        _leaves(scopes(node), scopes(user))
+        for node in graph.nodes
+        if isinstance(fake_value(node), Tensor) and static_type(node) is None
+        for user in node.users
+        if user.op != "output"
+    )
+
+
+def _leaves(maker: tuple[Scope, ...], reader: tuple[Scope, ...]) -> bool:
+    is_root = not maker or not maker[-1].path
+    return maker != reader if is_root else maker != reader[: len(maker)]
 
 
 def _class_name(kind: Any) -> str:

@@ -14,7 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graphcache import CaptureError
 from graphcache.capture.known import HostRead, KnownValues
+from graphcache.passes.find_regions import FindRegions
 from tests.capture.running import captured, equal, run
+from tests.models import TinyAttention
 
 MASK = torch.tensor([[True, True, False, True], [True, False, False, True]])
 IDS = torch.tensor([3, 1, 0, 2])
@@ -359,3 +361,43 @@ def test_nothing_is_known_of_a_module_made_in_inference_mode() -> None:
     assert equal(run(captured(dumb, inputs()), dumb, inputs()), dumb(**inputs()))
     with pytest.raises(CaptureError, match="in item"):
         captured(module, inputs())
+
+
+class Compacting(nn.Module):
+    """Attends to the tokens that a mask keeps, inside its attention or outside."""
+
+    def __init__(self, *, inside: bool) -> None:
+        super().__init__()
+        self.inside = inside
+        self.attn = MaskedAttention()
+        self.outer = TinyAttention()
+
+    def forward(self, x: Tensor, timestep: Tensor, mask: Tensor) -> Tensor:
+        """f32[1, 4, 8], f32[1] and bool[4] to f32[1, 4, 8]."""
+        if self.inside:
+            return x + self.attn(x, mask)
+        return x + self.outer(x[:, mask]).mean(1, keepdim=True)
+
+
+class MaskedAttention(TinyAttention):
+    """Leaves out what the mask leaves out."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """f32[1, 4, 8] and bool[4] to f32[1, 4, 8]."""
+        query, key, value = self.to_q(x), self.to_k(x)[:, mask], self.to_v(x)[:, mask]
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_shape_is_compiled_in_where_it_would_spread(inside: bool) -> None:
+    module = Compacting(inside=inside)
+    given = {
+        "x": torch.randn(1, 4, 8),
+        "timestep": torch.ones(1),
+        "mask": torch.tensor([True, False, True, True]),
+    }
+    found = captured(module, given)
+    assert found.read == (set() if inside else {"mask"})
+    assert equal(run(found, module, given), module(**given))
+    regions = FindRegions().run(found.program).program.regions
+    assert [region.name for region in regions] == ["attn" if inside else "outer"]
