@@ -17,7 +17,6 @@ from benchmarks.timing import Samples, synchronize
 from benchmarks.workload import Clock
 from graphcache.backends.registry import Executable
 from graphcache.policy.decisions import Signature
-from graphcache.program import InputKind
 from graphcache.runtime.loop import Loop
 from graphcache.runtime.runner import Runner
 from graphcache.runtime.segment import Segment
@@ -184,5 +183,4 @@ def _time_calls(
 
 
 def _touched(variant: Segment) -> int:
-    read = [entry.target for entry in variant.program.inputs_of(InputKind.BUFFER)]
-    return len({*read, *variant.program.stores})
+    return len(variant.interface.buffers)

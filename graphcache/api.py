@@ -14,7 +14,7 @@ from graphcache.lowering import LOWERINGS, lower
 from graphcache.policy import configuration
 from graphcache.program import Program, segments
 from graphcache.rewriting import cached_program, policies_of
-from graphcache.runtime.loop import Target
+from graphcache.runtime.compiling import Target
 from graphcache.runtime.module import CompiledModule, compiled_module
 from graphcache.runtime.runner import Runner
 from graphcache.signature import CallSignature

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from benchmarks.tables import machine_line, read, speed_table
+from benchmarks.method_tables import paragraphs
+from benchmarks.tables import METHODS_FILE, machine_line, read, speed_table
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -37,6 +38,12 @@ def test_the_readme_shows_the_committed_figures() -> None:
     text = (ROOT / "README.md").read_text()
     assert speed_table(read()) in text
     assert machine_line(read()[-1]) in text
+
+
+def test_the_docs_show_the_committed_comparison() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text()
+    (result,) = read((METHODS_FILE,))
+    assert all(paragraph in text for paragraph in paragraphs(result))
 
 
 def test_links_of_the_docs_lead_somewhere() -> None:

@@ -13,8 +13,9 @@ from graphcache.errors import PolicyError
 from graphcache.passes.manager import run_passes
 from graphcache.passes.observe import Observation
 from graphcache.passes.pipeline import observe_pipeline
+from graphcache.runtime.compiling import CompiledLoop, Target
 from graphcache.runtime.instances import bare
-from graphcache.runtime.loop import Loop, Target
+from graphcache.runtime.loop import Loop
 from graphcache.runtime.runner import Runner
 from graphcache.runtime.segment import Frame, run_route
 from graphcache.runtime.stats import StepRecord
@@ -86,11 +87,13 @@ class Observer(Runner):
         super().disable()
         self._forget_captures()
 
-    def _run(self, call: Call, loop: Loop, stream: Stream) -> list[Tensor]:
+    def run(self, call: Call, loop: Loop, stream: Stream) -> list[Tensor]:
+        """Run the step, and record what it measures."""
+        assert isinstance(loop, CompiledLoop)
         step = stream.step
-        frame = Frame(call.tensors, stream, step, {}, {}, loop.device)
+        frame = Frame(call.tensors, stream, step, {}, {}, {}, loop.device)
         results = run_route(loop.route({}), frame)
-        self.recorder.add(stream.name, step, loop.program, frame.lives)
+        self.recorder.add(stream.name, step, loop.source.program, frame.lives)
         self.stats.record(StepRecord(stream.name, step.index, step.timestep, {}), {})
         stream.index += 1
         return results

@@ -11,6 +11,25 @@ from graphcache.policy.indicators import Indicator
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """How a score is compared with its threshold, on the host.
+
+    Attributes:
+        inclusive: Whether a score equal to the threshold computes.
+    """
+
+    inclusive: bool = False
+
+    def computes(self, score: float, threshold: float) -> bool:
+        """Whether the region is computed. A score that is not finite computes."""
+        if not math.isfinite(score) or threshold == 0:
+            return True
+        if self.inclusive:
+            return score >= threshold
+        return score > threshold
+
+
+@dataclass(frozen=True)
 class Threshold:
     """A dynamic decision: compute if a score of this step reaches a threshold.
 
@@ -34,13 +53,14 @@ class Threshold:
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
 
+    @property
+    def rule(self) -> Comparison:
+        """How the score is compared."""
+        return Comparison(self.indicator.inclusive)
+
     def computes(self, score: float, threshold: float) -> bool:
         """The decision by a score, on the host."""
-        if not math.isfinite(score) or threshold == 0:
-            return True
-        if self.indicator.inclusive:
-            return score >= threshold
-        return score > threshold
+        return self.rule.computes(score, threshold)
 
     def check(self, count: int | None) -> None:
         """Refuse a loop that the forced steps were not made for."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from graphcache.analysis.binding import timestep_path
 from graphcache.policy.decisions import Decision, Step
+from graphcache.policy.threshold import Comparison
 from graphcache.runtime.segment import Frame, Route, run_route
 from graphcache.runtime.streams import Stream
 from graphcache.signature import Call
@@ -58,6 +59,7 @@ class HoistedDecision:
         predicate: Its name.
         route: Works out the score and the indicator's new buffers.
         forced: When it is not asked.
+        rule: How the score is compared.
         scale: By what the timestep argument is multiplied to be in the scheduler's
             units.
     """
@@ -65,6 +67,7 @@ class HoistedDecision:
     predicate: str
     route: Route
     forced: Decision
+    rule: Comparison
     scale: float
 
     def decide(
@@ -146,7 +149,8 @@ class HoistedDecision:
             plan.states.append({})
         flags = {self.predicate: step.index == 0 or self.forced.computes(step)}
         device = tensors[0].device
-        frame = Frame(tensors, scratch, step, flags, thresholds, device)
+        rules = {self.predicate: self.rule}
+        frame = Frame(tensors, scratch, step, flags, thresholds, rules, device)
         run_route(self.route, frame)
         plan.decisions.append(frame.decisions[self.predicate])
         plan.scores.append(frame.scores.get(self.predicate))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -77,23 +77,26 @@ class ReadValues:
         return all(entry.holds(call) for entry in self.entries)
 
 
-class Loops:
+L = TypeVar("L", bound="Loop")
+
+
+class Loops(Generic[L]):
     """The most recently made loops."""
 
     def __init__(self) -> None:
-        self._loops: list[tuple[CallKey, Loop]] = []
+        self._loops: list[tuple[CallKey, L]] = []
 
-    def __iter__(self) -> Iterator[Loop]:
+    def __iter__(self) -> Iterator[L]:
         return (loop for _, loop in self._loops)
 
-    def find(self, call: Call) -> Loop | None:
+    def find(self, call: Call) -> L | None:
         """The loop that is good for a call."""
         for key, loop in self._loops:
             if key == call.key and loop.values.hold(call):
                 return loop
         return None
 
-    def add(self, call: Call, loop: Loop) -> None:
+    def add(self, call: Call, loop: L) -> None:
         """Add the loop of a call; the oldest goes if there are too many."""
         self._loops = [*self._loops[1 - _MOST :], (call.key, loop)]
 

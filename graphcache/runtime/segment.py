@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from graphcache.backends.registry import Executable
 from graphcache.policy.decisions import Step
 from graphcache.policy.scalars import Scalar
-from graphcache.policy.threshold import Threshold
-from graphcache.program import Buffer, InputKind, Program
+from graphcache.policy.threshold import Comparison
+from graphcache.program import Buffer, Input, InputKind, Program
 from graphcache.runtime.streams import Stream
 from graphcache.runtime.weights import Weights
 
@@ -34,6 +34,7 @@ class Frame:
         step: Where the loop is.
         flags: By predicate: the decision; for one of the graph, whether it is forced.
         thresholds: By predicate.
+        rules: By predicate: how a score is compared with its threshold.
         device: Where numbers for the graph are made.
         decisions: By predicate, what was decided by the graph's scores.
         scores: By predicate, the scores that were read.
@@ -46,6 +47,7 @@ class Frame:
     step: Step
     flags: Mapping[str, bool]
     thresholds: Mapping[str, float]
+    rules: Mapping[str, Comparison]
     device: torch.device
     decisions: dict[str, bool] = field(default_factory=dict)
     scores: dict[str, float] = field(default_factory=dict)
@@ -56,16 +58,59 @@ class Frame:
         """A number for the graph: ``f64[]``."""
         return torch.full((), value, dtype=torch.float64, device=self.device)
 
-    def decide(self, predicate: str, decision: Threshold, score: Tensor) -> bool:
+    def decide(self, predicate: str, score: Tensor) -> bool:
         """Take a decision; the score is read by the host unless it is forced."""
         if self.flags[predicate]:
             computes = True
         else:
             value = float(score)
             self.scores[predicate] = value
-            computes = decision.computes(value, self.thresholds[predicate])
+            rule = self.rules[predicate]
+            computes = rule.computes(value, self.thresholds[predicate])
         self.decisions[predicate] = computes
         return computes
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a compiled program takes and gives: all that the runtime knows of it.
+
+    Attributes:
+        inputs: One entry per input, in order.
+        results: How many leading outputs belong to the caller.
+        stores: Names of the buffers that the outputs after the results replace.
+        scores: Predicates whose scores are the outputs after the stores.
+        lives: Names of the values handed to later segments: the last outputs.
+        buffers: The buffers among its inputs and stores.
+        scalars: The numbers among its inputs.
+    """
+
+    inputs: tuple[Input, ...]
+    results: int
+    stores: tuple[str, ...]
+    scores: tuple[str, ...]
+    lives: tuple[str, ...]
+    buffers: tuple[Buffer, ...]
+    scalars: tuple[Scalar, ...]
+
+    @staticmethod
+    def of(program: Program) -> Interface:
+        """The interface of a program."""
+        read = set(_targets(program.inputs, InputKind.SCALAR))
+        touched = {*_targets(program.inputs, InputKind.BUFFER), *program.stores}
+        return Interface(
+            inputs=program.inputs,
+            results=program.results,
+            stores=program.stores,
+            scores=program.scores,
+            lives=program.lives,
+            buffers=tuple(b for b in program.buffers if b.name in touched),
+            scalars=tuple(s for s in program.scalars if s.name in read),
+        )
+
+
+def _targets(inputs: Sequence[Input], kind: InputKind) -> tuple[str, ...]:
+    return tuple(entry.target for entry in inputs if entry.kind is kind)
 
 
 @dataclass(frozen=True)
@@ -73,7 +118,7 @@ class Segment:
     """An executable and the binding of its inputs, in kind order.
 
     Attributes:
-        program: What was compiled.
+        interface: What it takes and gives.
         run: The compiled function.
         weights: Bound first.
         fixed: Constants, bound next.
@@ -87,7 +132,7 @@ class Segment:
             program's own.
     """
 
-    program: Program
+    interface: Interface
     run: Executable
     weights: Weights
     fixed: tuple[Tensor, ...]
@@ -101,34 +146,39 @@ class Segment:
 
     @staticmethod
     def bind(
-        program: Program, run: Executable, module: nn.Module, paths: Sequence[str]
+        interface: Interface,
+        run: Executable,
+        weights: Weights,
+        constants: Mapping[str, Tensor],
+        paths: Sequence[str],
     ) -> Segment:
-        """Bind a program's inputs.
+        """Bind the inputs of a compiled program.
 
         Args:
-            program: What `run` was compiled from.
+            interface: What it takes and gives.
             run: The compiled function.
-            module: Owner of the weights.
+            weights: Those that the inputs name, in their order.
+            constants: By target, at least those that the inputs name.
             paths: Path of every flat tensor argument of the call.
         """
-        types = {buffer.name: buffer for buffer in program.buffers}
-        scalars = {scalar.name: scalar for scalar in program.scalars}
+        types = {buffer.name: buffer for buffer in interface.buffers}
+        scalars = {scalar.name: scalar for scalar in interface.scalars}
 
         def targets(kind: InputKind) -> tuple[str, ...]:
-            return tuple(entry.target for entry in program.inputs_of(kind))
+            return _targets(interface.inputs, kind)
 
         return Segment(
-            program=program,
+            interface=interface,
             run=run,
-            weights=Weights.of(module, program.inputs_of(InputKind.WEIGHT)),
-            fixed=tuple(program.constants[t] for t in targets(InputKind.CONSTANT)),
+            weights=weights,
+            fixed=tuple(constants[t] for t in targets(InputKind.CONSTANT)),
             arguments=tuple(paths.index(t) for t in targets(InputKind.ARGUMENT)),
             flags=targets(InputKind.DECISION),
             thresholds=targets(InputKind.THRESHOLD),
             scalars=tuple(scalars[t] for t in targets(InputKind.SCALAR)),
             reads=tuple(types[t] for t in targets(InputKind.BUFFER)),
             lives=targets(InputKind.LIVE),
-            order=_order([entry.kind for entry in program.inputs]),
+            order=_order([entry.kind for entry in interface.inputs]),
         )
 
     def __call__(self, frame: Frame, *, last: bool) -> tuple[Sequence[Tensor], ...]:
@@ -139,7 +189,7 @@ class Segment:
             last: Whether no segment of the step follows. Buffers that are about to be
                 replaced are freed then, so that one set of them is alive.
         """
-        program = self.program
+        gives = self.interface
         values: list[Any] = [
             *self.weights.read(),
             *self.fixed,
@@ -154,17 +204,17 @@ class Segment:
             values = [values[index] for index in self.order]
         if last:
             frame.lives.clear()
-            frame.stream.release((*frame.stored, *program.stores))
+            frame.stream.release((*frame.stored, *gives.stores))
         outputs = self.run(values)
-        stores = program.results + len(program.stores)
-        scores = stores + len(program.scores)
+        stores = gives.results + len(gives.stores)
+        scores = stores + len(gives.scores)
         frame.stored.update(
-            zip(program.stores, outputs[program.results : stores], strict=True)
+            zip(gives.stores, outputs[gives.results : stores], strict=True)
         )
-        frame.lives.update(zip(program.lives, outputs[scores:], strict=True))
+        frame.lives.update(zip(gives.lives, outputs[scores:], strict=True))
         if last:
             frame.stream.buffers.update(frame.stored)
-        return outputs[: program.results], outputs[stores:scores]
+        return outputs[: gives.results], outputs[stores:scores]
 
 
 _BINDING = (
@@ -194,14 +244,12 @@ class Branching:
 
     Attributes:
         predicate: The decision.
-        decision: How it is taken.
         head: Gives the score.
         compute: What follows if the regions are computed.
         reuse: What follows if they are not.
     """
 
     predicate: str
-    decision: Threshold
     head: Segment
     compute: Route
     reuse: Route
@@ -214,11 +262,16 @@ def run_route(route: Route, frame: Frame) -> list[Tensor]:
     """Run one step; returns the module's results."""
     while isinstance(route, Branching):
         _, (score,) = route.head(frame, last=False)
-        computes = frame.decide(route.predicate, route.decision, score)
+        computes = frame.decide(route.predicate, score)
         route = route.compute if computes else route.reuse
     results, scores = route(frame, last=True)
-    for predicate, score in zip(route.program.scores, scores, strict=True):
-        metric = route.program.metric(predicate)
-        assert metric is not None
-        frame.decide(predicate, metric.decision, score)
+    for predicate, score in zip(route.interface.scores, scores, strict=True):
+        frame.decide(predicate, score)
     return list(results)
+
+
+def segments_of(route: Route) -> tuple[Segment, ...]:
+    """Every segment that a step may run, the heads first."""
+    if isinstance(route, Segment):
+        return (route,)
+    return (route.head, *segments_of(route.compute), *segments_of(route.reuse))

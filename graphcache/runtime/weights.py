@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from graphcache.program import Input
+from graphcache.program import Input, InputKind
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,11 @@ class Weights:
 
     @staticmethod
     def of(module: nn.Module, inputs: Sequence[Input]) -> Weights:
-        """The weights that the inputs name."""
+        """The weights that the inputs name, in their order."""
         owners, names = [], []
         for entry in inputs:
+            if entry.kind is not InputKind.WEIGHT:
+                continue
             path, _, name = entry.target.rpartition(".")
             part = module.get_submodule(path)
             owners.append(

@@ -79,7 +79,7 @@ def test_nothing_is_left_changed() -> None:
     runner: Any = dropped[0]._graphcache_runner
     assert len(runner.recorder.trajectories) == 1
     assert not runner.clock.streams
-    assert not list(runner._loops)
+    assert not runner.loops
     with pytest.raises(PolicyError, match="caches nothing"):
         dropped[0].enable_cache(never_reuse())
     assert type(copy.deepcopy(dropped[0])) is type(module)

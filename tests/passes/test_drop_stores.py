@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from graphcache import never_reuse, pyramid_attention_broadcast
+from graphcache.lowering import lower
 from graphcache.passes.drop_stores import DropStores
 from graphcache.policy import configuration
-from graphcache.runtime.loop import lower
 from tests.models import tiny
 from tests.programs import cached, lowered
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import graphcache
-from graphcache.runtime import runner
+from graphcache.runtime import stepper
 from graphcache.runtime.segment import Frame
 from tests.models import tiny, tiny_inputs
 from tests.runtime.policies import DYNAMIC, STATIC
@@ -153,10 +153,10 @@ def failing(where: str) -> Iterator[None]:
     def instead(*args: Any) -> Any:
         raise KeyboardInterrupt
 
-    original = runner.run_route
+    original = stepper.run_route
     with pytest.MonkeyPatch.context() as patch:
         if where == "end of the call":
-            patch.setattr(runner, "run_route", after)
+            patch.setattr(stepper, "run_route", after)
         if where == "decision":
             patch.setattr(Frame, "decide", instead)
         yield

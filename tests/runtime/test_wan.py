@@ -88,13 +88,13 @@ class Spy:
     def __init__(self, module: Any) -> None:
         runner = module._graphcache_runner
         self.steps: dict[str, list[Step]] = {}
-        self.run = runner._run
-        runner._run = self
+        self.original = runner.run
+        runner.run = self
 
     def __call__(self, call: Any, loop: Any, stream: Any) -> Any:
         """Note the step and run it."""
         self.steps.setdefault(stream.name, []).append(stream.step)
-        return self.run(call, loop, stream)
+        return self.original(call, loop, stream)
 
 
 def two_parts(scheduler: Any) -> list[dict[str, list[Step]]]:
