@@ -119,6 +119,13 @@ class Lowering:
     hoisted: Mapping[str, Lowered]
     routes: Mapping[Signature, Lowered]
 
+    @property
+    def planned_bytes(self) -> int:
+        """Bytes of buffers that one stream needs."""
+        parts = (part for tree in self.routes.values() for part in segments(tree))
+        kept = {buffer for part in parts for buffer in part.buffers}
+        return sum(buffer.type.bytes for buffer in kept)
+
 
 def lower(
     program: Program, policies: Sequence[Policy], lowering: str = "auto"

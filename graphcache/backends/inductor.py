@@ -44,7 +44,7 @@ class InductorBackend:
             BackendError: For an option that Inductor does not know or that cannot be
                 honoured, or if Inductor fails.
         """
-        _check_options(options)
+        check_options(options)
         module = _annotated(program.module)
         inputs = [fake_value(node) for node in placeholders(module.graph)]
         try:
@@ -67,7 +67,12 @@ def _annotated(module: fx.GraphModule) -> fx.GraphModule:
     return copied
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that Inductor does not know or that cannot be honoured.
+
+    Raises:
+        BackendError: Naming them.
+    """
     known = torch._inductor.list_options()
     unknown = sorted(name for name in options if name not in known)
     if unknown:

@@ -53,13 +53,16 @@ class Entry:
         name: Names it within the engine; a valid file name.
         inputs: One per placeholder, in placeholder order.
         types: Type of each input, in the same order.
-        outputs: Type of each output: results, stores, scores, lives.
+        outputs: Type of each output: results, stores, scores, lives; None where its
+            shape depends on data.
+        strides: How each input lies in memory; None where its shape depends on data.
     """
 
     name: str
     inputs: tuple[Input, ...]
-    types: tuple[TensorType, ...]
-    outputs: tuple[TensorType, ...]
+    types: tuple[TensorType | None, ...]
+    outputs: tuple[TensorType | None, ...]
+    strides: tuple[tuple[int, ...] | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Format(Protocol):
     name: str
     conditions: bool
     """Whether it takes programs with `torch.cond`."""
+    portable: bool
+    """Whether its files run under any release of torch and on any machine."""
 
     def write(self, job: Job) -> Mapping[str, Any]:
         """Compile every program and write the files.

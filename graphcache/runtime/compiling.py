@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
-from torch import nn
+from torch import Tensor, nn
 
 from graphcache.analysis.timestep import timestep_scale
 from graphcache.backends.registry import Backend, Executable, get_backend
@@ -46,13 +37,14 @@ from graphcache.program import (
     segments,
 )
 from graphcache.rewriting import cached_program, policies_of
+from graphcache.runtime.bar import progress_bar
 from graphcache.runtime.hoisted import HoistedDecision
 from graphcache.runtime.loop import Loop
 from graphcache.runtime.loops import ReadValues
 from graphcache.runtime.segment import Branching, Interface, Route, Segment
 from graphcache.runtime.stats import Statistics
 from graphcache.runtime.weights import Weights
-from graphcache.signature import Call, CallKey
+from graphcache.signature import Call, with_tensors
 
 
 @dataclass(frozen=True)
@@ -95,14 +87,12 @@ class CompiledLoop(Loop):
     Attributes:
         source: The cached program, and what it is good for.
         policies: Those that the program obeys, in predicate order.
-        key: What the capture is specialised on.
-        names: Names of the call's arguments, in the key's order.
+        form: The arguments of the call, with tensors that hold no data.
     """
 
     source: Capture
     policies: tuple[Policy, ...]
-    key: CallKey
-    names: tuple[str, ...]
+    form: Mapping[str, Any]
 
 
 def compile_loop(
@@ -165,8 +155,7 @@ def compiled_loop(
     return CompiledLoop(
         source=captured,
         policies=policies,
-        key=call.key,
-        names=tuple(call.values),
+        form=with_tensors(call, [_like(tensor) for tensor in call.tensors]),
         predicates=program.predicates,
         routes=routes,
         host=lowering.host,
@@ -196,6 +185,12 @@ def compiled_loop(
         named=captured.named,
         values=ReadValues.of(call, captured.read),
         writes=captured.writes,
+    )
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(
+        tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
     )
 
 
@@ -240,13 +235,13 @@ def _compile(
     """Compile everything that a step may run; what is hoisted runs eager."""
     unique = {id(p): p for tree in lowering.routes.values() for p in segments(tree)}
     compiled: dict[int, Segment] = {}
-    with _progress(target, len(unique)) as advance:
+    with progress_bar("compiling", len(unique), shown=target.progress) as advance:
         for key, part in unique.items():
-            run = advance(part)
+            run = target.backend.compile(part, target.options)
             stats.graphs_compiled += 1
+            advance()
             compiled[key] = _bound(part, run, module, call)
-    kept = {buffer for part in unique.values() for buffer in part.buffers}
-    stats.planned_bytes = sum(buffer.type.bytes for buffer in kept)
+    stats.planned_bytes = lowering.planned_bytes
     eager = get_backend("eager")
     small = {
         id(part): _bound(part, eager.compile(part, {}), module, call)
@@ -289,24 +284,3 @@ def _route(tree: Lowered, compiled: Mapping[int, Segment]) -> Route:
         _route(tree.compute, compiled),
         _route(tree.reuse, compiled),
     )
-
-
-@contextmanager
-def _progress(target: Target, total: int) -> Iterator[Any]:
-    """A bar that moves as variants are compiled; yields the function that does it."""
-    columns = (
-        TextColumn("compiling"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    bar = Progress(*columns, console=Console(stderr=True), disable=not target.progress)
-    with bar:
-        task = bar.add_task("", total=total)
-
-        def compile_one(program: Program) -> Executable:
-            run = target.backend.compile(program, target.options)
-            bar.advance(task)
-            return run
-
-        yield compile_one

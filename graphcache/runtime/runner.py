@@ -20,7 +20,7 @@ from graphcache.runtime.instances import bare
 from graphcache.runtime.loops import Loops
 from graphcache.runtime.stepper import Stepper
 from graphcache.runtime.streams import Stream
-from graphcache.runtime.thresholds import Thresholds
+from graphcache.runtime.thresholds import Thresholds, thresholds_of
 from graphcache.signature import Call, CallSignature
 
 
@@ -49,7 +49,7 @@ class Runner(Stepper):
         scheduler: Any = None,
         callback: Callable[[], Any] | None = None,
     ) -> None:
-        thresholds = Thresholds(target.policies)
+        thresholds = Thresholds(thresholds_of(target.policies))
         signature = CallSignature(module.forward)
         super().__init__(signature, thresholds, scheduler, callback)
         self.module = module

@@ -14,20 +14,15 @@ class Thresholds(Mapping[str, float]):
     """A mapping whose values can be set at any time; nothing is compiled again.
 
     Args:
-        policies: Those whose decisions are dynamic have a threshold.
+        values: By policy name; no other can be set.
     """
 
-    def __init__(self, policies: Sequence[Policy]) -> None:
-        self._values: dict[str, float] = {}
-        self.adopt(policies)
+    def __init__(self, values: Mapping[str, float]) -> None:
+        self._values = dict(values)
 
     def adopt(self, policies: Sequence[Policy]) -> None:
         """Hold the thresholds of these policies, and no others."""
-        self._values = {
-            policy.name: float(policy.decision.threshold)
-            for policy in policies
-            if isinstance(policy.decision, Threshold)
-        }
+        self._values = thresholds_of(policies)
 
     def __getitem__(self, name: str) -> float:
         return self._values[name]
@@ -59,3 +54,12 @@ class Thresholds(Mapping[str, float]):
 
     def __repr__(self) -> str:
         return repr(self._values)
+
+
+def thresholds_of(policies: Sequence[Policy]) -> dict[str, float]:
+    """The thresholds of those policies whose decisions are dynamic, by name."""
+    return {
+        policy.name: float(policy.decision.threshold)
+        for policy in policies
+        if isinstance(policy.decision, Threshold)
+    }
