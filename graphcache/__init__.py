@@ -10,6 +10,7 @@ from graphcache.calibration import (
     TeaCacheFit,
     calibrate,
 )
+from graphcache.engine import export, load
 from graphcache.errors import (
     BackendError,
     CaptureError,
@@ -88,9 +89,11 @@ __all__ = [
     "compile",
     "dbcache",
     "explain",
+    "export",
     "fastercache",
     "first_block_cache",
     "fora",
+    "load",
     "magcache",
     "never_reuse",
     "pyramid_attention_broadcast",

@@ -1,4 +1,4 @@
-"""The command line: ``graphcache demo`` and ``graphcache inspect``."""
+"""The command line: ``graphcache demo``, ``inspect``, ``export`` and ``run``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import typer
 from rich.console import Console
 
 from graphcache import demo as demos
-from graphcache import inspection
+from graphcache import generation, inspection
+from graphcache.engine.formats import format_names
 from graphcache.errors import GraphCacheError
+from graphcache.lowering import LOWERINGS
 from graphcache.policy import pyramid_attention_broadcast
 
 app = typer.Typer(
@@ -103,6 +105,83 @@ def inspect(
         if method is not None:
             config = inspection.method(method)
         typer.echo(inspection.inspect(model_dir, config))
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Directory of a transformer.")],
+    output: Annotated[Path, typer.Argument(help="The engine to make, a directory.")],
+    method: Annotated[
+        str, typer.Option(help=f"What to cache: {', '.join(inspection.METHODS)}.")
+    ] = "pab",
+    batch: Annotated[
+        int,
+        typer.Option(min=1, help="Clips in one call; guidance doubles their number."),
+    ] = 2,
+    backend: Annotated[
+        str, typer.Option(help=f"One of {', '.join(format_names())}.")
+    ] = "aot_inductor",
+    lowering: Annotated[
+        str, typer.Option(help=f"One of {', '.join(LOWERINGS)}.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="The device to run it.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="The precision.")] = "float32",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an engine that is there.")
+    ] = False,
+) -> None:
+    """Compile a transformer and its cache ahead of time, into an engine."""
+    with _errors():
+        wanted = generation.Export(
+            model=model,
+            output=output,
+            config=inspection.method(method),
+            batch=batch,
+            backend=backend,
+            lowering=lowering,
+            device=device,
+            dtype=dtype,
+            overwrite=overwrite,
+        )
+        generation.export_model(wanted, Console())
+
+
+@app.command()
+def run(
+    engine: Annotated[Path, typer.Argument(help="What export wrote.")],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(help="One per clip; a digit for the model of the demo."),
+    ] = None,
+    model: Annotated[
+        Path,
+        typer.Option(help="Directory of the rest of the pipeline.", show_default=False),
+    ] = _DEFAULTS.model,
+    output: Annotated[Path, typer.Option(help="Directory for the picture.")] = Path(
+        "out"
+    ),
+    steps: Annotated[
+        int, typer.Option(min=1, max=1000, help="Denoising steps.")
+    ] = _DEFAULTS.steps,
+    guidance: Annotated[
+        float, typer.Option(min=1.0, help="Scale of classifier-free guidance.")
+    ] = _DEFAULTS.guidance,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the initial noise.")
+    ] = _DEFAULTS.seed,
+) -> None:
+    """Generate with an engine in the place of a pipeline's transformer."""
+    wanted = generation.Generation(
+        engine=engine,
+        model=model,
+        output=output,
+        prompts=tuple(prompts or ("3",)),
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+    )
+    with _errors():
+        generation.run_engine(wanted, Console())
 
 
 @contextmanager

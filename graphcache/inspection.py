@@ -17,8 +17,12 @@ from graphcache.errors import GraphCacheError
 KINDS = ("attention", "feed-forward", "block")
 
 
-def load_transformer(path: Path) -> nn.Module:
+def load_transformer(path: Path, dtype: torch.dtype | None = None) -> nn.Module:
     """Load a transformer that diffusers' ``save_pretrained`` wrote, in eval mode.
+
+    Args:
+        path: Its folder.
+        dtype: The precision of its weights; None for that of the file.
 
     Raises:
         GraphCacheError: If there is none in `path`, or diffusers cannot load it.
@@ -30,7 +34,9 @@ def load_transformer(path: Path) -> nn.Module:
         )
     loader = importlib.import_module("diffusers").AutoModel
     try:
-        module: nn.Module = loader.from_pretrained(str(path), use_safetensors=True)
+        module: nn.Module = loader.from_pretrained(
+            str(path), use_safetensors=True, torch_dtype=dtype
+        )
     except (OSError, ValueError) as error:
         raise GraphCacheError(f"diffusers cannot load {path}: {error}") from error
     return module.eval()
@@ -87,6 +93,7 @@ METHODS: dict[str, Callable[[], object]] = {
     "fastercache": graphcache.fastercache,
     "first-block": graphcache.first_block_cache,
     "fora": lambda: graphcache.fora(2),
+    "pab": lambda: graphcache.pyramid_attention_broadcast(2),
     "taylorseer": graphcache.taylorseer,
     "taylorseer-lite": lambda: graphcache.taylorseer(lite=True),
     "teacache": lambda: graphcache.teacache(0.1),

@@ -53,7 +53,7 @@ def test_help_names_the_commands() -> None:
     result = invoke("--help")
     assert result.exit_code == 0
     assert "demo" in result.stdout
-    assert "inspect" in result.stdout
+    assert all(name in result.stdout for name in ("inspect", "export", "run"))
 
 
 def test_a_missing_model_is_refused(tmp_path: Path) -> None:
