@@ -25,6 +25,7 @@ from graphcache.program import (
     copy_module,
     drop_unused_branches,
     fake_value,
+    is_getitem,
     output_values,
     placeholders,
 )
@@ -70,6 +71,9 @@ def as_side(side: fx.GraphModule, kept: Sequence[int]) -> fx.GraphModule:
 
 
 def _is_view(node: fx.Node) -> bool:
+    """Whether a value lies in the memory of another: a split gives several that do."""
+    if is_getitem(node):
+        node = node.all_input_nodes[0]
     return isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
 
 
