@@ -17,6 +17,8 @@ EXPECTED = {
     "04_write_a_pass": "edits the second time: 0",
     "05_calibrate": "######.#.#..#..#",
     "06_your_own_decision": "0.05 #..#..#",
+    "07_torch_compile_backend": "graph breaks      0",
+    "08_engine": "weights.safetensors",
 }
 
 

@@ -43,7 +43,16 @@ from graphcache.runtime.instances import bare
 from graphcache.signature import Call
 from graphcache.spec import verify
 
-__all__ = ["Capture", "OutputTree", "Scope", "Write", "capture", "scopes"]
+__all__ = [
+    "Capture",
+    "OutputTree",
+    "Scope",
+    "Write",
+    "capture",
+    "constants_of",
+    "inputs_of",
+    "scopes",
+]
 
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER)
 
@@ -132,7 +141,7 @@ def _trace(module: nn.Module, call: Call, *, shapes: bool) -> _Trace:
     graph_module = ir.copy_module(exported.graph_module)
     _drop_assignments(graph_module.graph, exported.graph_signature)
     output = take_tensors(graph_module.graph, exported.call_spec.out_spec)
-    inputs = _inputs(graph_module.graph, exported.graph_signature.input_specs, call)
+    inputs = inputs_of(graph_module.graph, exported.graph_signature.input_specs, call)
     label_scopes(graph_module.graph, module)
     place_functions(graph_module.graph)
     program = ir.Program(
@@ -140,7 +149,7 @@ def _trace(module: nn.Module, call: Call, *, shapes: bool) -> _Trace:
         module=graph_module,
         inputs=inputs,
         results=len(output.tensors),
-        constants=_constants(exported),
+        constants=constants_of(exported),
     )
     try:
         verify(program)
@@ -209,7 +218,7 @@ def _fits(traced: ir.TensorType, real: ir.TensorType) -> bool:
     return ranks and traced.dtype == real.dtype and all(known)
 
 
-def _constants(exported: torch.export.ExportedProgram) -> Mapping[str, Tensor]:
+def constants_of(exported: torch.export.ExportedProgram) -> Mapping[str, Tensor]:
     """Tensors made in the forward or in `__init__` without being registered."""
     wanted = {
         spec.target
@@ -219,7 +228,7 @@ def _constants(exported: torch.export.ExportedProgram) -> Mapping[str, Tensor]:
     return {name: exported.constants[name] for name in sorted(map(str, wanted))}
 
 
-def _inputs(
+def inputs_of(
     graph: fx.Graph, specs: Sequence[InputSpec], call: Call
 ) -> tuple[ir.Input, ...]:
     """Name every placeholder's source; arguments are called after their paths."""

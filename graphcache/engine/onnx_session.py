@@ -32,7 +32,7 @@ def require(package: str) -> Any:
     except ImportError as error:
         raise EngineError(
             f"the onnx format needs {package}, which cannot be imported ({error}): "
-            "pip install 'graphcache[engines]'"
+            "pip install 'graphcache[onnx]'"
         ) from error
 
 

@@ -14,6 +14,9 @@ from torch import nn
 from graphcache.errors import CaptureError
 from graphcache.runtime.instances import INSTANCE_HOOKS
 
+LISTENER = "graphcache"
+"""What hears the contexts of a module, among its hooks; it replaces no forward."""
+
 Fingerprint = tuple[Any, ...]
 _SCALARS = (bool, int, float, str, type(None))
 _TORCH_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -46,7 +49,7 @@ def refuse_hooks(module: nn.Module, *, root: bool) -> None:
 
 def _hook_of(part: nn.Module) -> str | None:
     registry = getattr(part, "_diffusers_hook", None)
-    names = list(getattr(registry, "hooks", {}))
+    names = [name for name in getattr(registry, "hooks", {}) if name != LISTENER]
     if names:
         return f"diffusers hooks ({', '.join(names)})"
     if getattr(part, "_cache_config", None) is not None:
