@@ -225,4 +225,6 @@ def _sheet(output: Any) -> Any:
     )
     image = Image.fromarray(rows.expand(-1, -1, 3).numpy())
     scale = -(-_SMALLEST // height)
-    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    return image.resize(
+        (image.width * scale, image.height * scale), Image.Resampling.NEAREST
+    )

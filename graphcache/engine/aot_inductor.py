@@ -18,6 +18,7 @@ from torch._inductor.package.package import package_aoti
 from graphcache.backends.inductor import check_options
 from graphcache.backends.registry import Executable
 from graphcache.engine.formats import Entry, Job
+from graphcache.engine.tensors import laid_out
 from graphcache.errors import BackendError, EngineError
 from graphcache.program import (
     InputKind,
@@ -58,7 +59,11 @@ class AotInductorFormat:
         for name, program in job.programs.items():
             files[name] = _compile(name, program, job.options)
             job.advance()
-        package_aoti(str(job.folder / PACKAGE_FILE), files)
+        try:
+            package_aoti(str(job.folder / PACKAGE_FILE), files)
+        except RuntimeError as error:
+            # Whatever the writer of archives meets, such as a disk that is full.
+            raise EngineError(f"{PACKAGE_FILE} cannot be written: {error}") from error
         return {}
 
     def open(
@@ -122,15 +127,7 @@ def _executable(run: Callable[[list[Any]], list[Tensor]], entry: Entry) -> Execu
     def call(values: list[Any]) -> list[Tensor]:
         for index, stride in strides:
             if stride is not None and values[index].stride() != stride:
-                values[index] = _laid_out(values[index], stride)
+                values[index] = laid_out(values[index], stride)
         return run(values)
 
     return call
-
-
-def _laid_out(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:
-    """The tensor with other strides, such as a buffer that was never written."""
-    placed = torch.empty_strided(
-        tensor.shape, stride, dtype=tensor.dtype, device=tensor.device
-    )
-    return placed.copy_(tensor)

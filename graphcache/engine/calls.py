@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor
 
 from graphcache.engine.manifest import (
+    MANIFEST_FILE,
     CallEntry,
     Container,
     ModuleRecord,
@@ -16,7 +18,13 @@ from graphcache.engine.manifest import (
     PlainLeaf,
     TensorLeaf,
 )
-from graphcache.engine.plain import plain, type_name, type_record, value_of
+from graphcache.engine.plain import (
+    plain,
+    restorable,
+    type_name,
+    type_record,
+    value_of,
+)
 from graphcache.errors import EngineError
 from graphcache.program import TensorType
 from graphcache.signature import PLAIN, CallSignature, children
@@ -35,39 +43,46 @@ def parameters(signature: CallSignature) -> tuple[Parameter, ...]:
             continue
         if default is inspect.Parameter.empty:
             found.append(Parameter(name, parameter.kind.name))
-        elif isinstance(default, PLAIN):
-            found.append(Parameter(name, parameter.kind.name, plain(default)))
         else:
-            raise EngineError(
-                f"the default of {name} is a {type(default).__name__}: an engine holds "
-                "numbers, strings and None"
-            )
+            said = restorable(f"the default of {name}", default)
+            found.append(Parameter(name, parameter.kind.name, said))
     return tuple(found)
 
 
 def signature_of(module: ModuleRecord) -> CallSignature:
-    """Binds calls as the forward that was compiled does."""
-    found = [
-        inspect.Parameter(
-            parameter.name,
-            inspect._ParameterKind[parameter.kind],
-            default=inspect.Parameter.empty
-            if parameter.default is None
-            else value_of(parameter.default),
-        )
-        for parameter in module.parameters
-    ]
-    if module.open:
-        kind = inspect.Parameter.VAR_KEYWORD
-        found.append(inspect.Parameter("kwargs", kind))
+    """Binds calls as the forward that was compiled does.
+
+    Raises:
+        EngineError: If no forward can have such parameters.
+    """
 
     def forward(*args: Any, **kwargs: Any) -> None:
         """Has the signature alone."""
 
     stand_in: Any = forward
-    stand_in.__signature__ = inspect.Signature(found)
+    stand_in.__signature__ = _signature(module)
     bound: Callable[..., Any] = stand_in
     return CallSignature(bound)
+
+
+def _signature(module: ModuleRecord) -> inspect.Signature:
+    found = []
+    try:
+        for parameter in module.parameters:
+            kind = inspect._ParameterKind[parameter.kind]
+            default = inspect.Parameter.empty
+            if parameter.default is not None:
+                default = value_of(parameter.default)
+            found.append(inspect.Parameter(parameter.name, kind, default=default))
+        if module.open:
+            kind = inspect.Parameter.VAR_KEYWORD
+            found.append(inspect.Parameter("kwargs", kind))
+        return inspect.Signature(found)
+    except (KeyError, ValueError, IndexError) as error:
+        # A kind that there is not is a key error, an empty name an index error.
+        raise EngineError(
+            f"{MANIFEST_FILE}: no forward has such parameters ({error}): export anew"
+        ) from error
 
 
 def entries(arguments: Mapping[str, Any]) -> tuple[CallEntry, ...]:
@@ -97,12 +112,13 @@ def _entries(path: str, value: Any) -> Iterator[CallEntry]:
 
 def difference(wanted: Sequence[CallEntry], given: Sequence[CallEntry]) -> str | None:
     """The first thing in which a call differs from what it has to be like, as text."""
-    for want, got in zip(wanted, given, strict=False):
+    for want, got in zip_longest(wanted, given):
+        if got is None or (want is not None and want.path != got.path):
+            return f"{want.path} is missing, and the engine takes {_shown(want)}"
+        if want is None:
+            return f"{got.path} is {_shown(got)}, and the engine takes none"
         if want != got:
             return f"{got.path} is {_shown(got)}, and the engine takes {_shown(want)}"
-    if len(wanted) != len(given):
-        longer = wanted if len(wanted) > len(given) else given
-        return f"{longer[min(len(wanted), len(given))].path} is there once only"
     return None
 
 
@@ -113,7 +129,8 @@ def likeness(wanted: Sequence[CallEntry], given: Sequence[CallEntry]) -> int:
 
 def _shown(entry: CallEntry) -> str:
     if isinstance(entry, TensorLeaf):
-        return f"{entry.type.dtype}{list(entry.type.shape or ())}"
+        shape = list(entry.type.shape or ())
+        return f"{entry.type.dtype}{shape} on {entry.type.device}"
     if isinstance(entry, PlainLeaf):
         return entry.value.text
     return f"{entry.type} of {', '.join(entry.names) or 'nothing'}"

@@ -8,14 +8,15 @@ that it can say.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from graphcache.engine.manifest import DecisionRecord, ScalarRecord
+from graphcache.engine.manifest import MANIFEST_FILE, DecisionRecord, ScalarRecord
+from graphcache.engine.plain import number
 from graphcache.errors import EngineError, PolicyError
 from graphcache.policy.decisions import (
     Always,
@@ -38,29 +39,42 @@ class Tabulated(Static):
     """What another decision says, by step, timestep and distance from the end.
 
     Attributes:
-        said: By step (up to the horizon, then one period), by place of the timestep
-            among the edges (below the first, at it, between it and the second, and so
-            on), and by how many steps are left (the last one first, then any other).
+        said: By step (up to the horizon, then one period); by timestep (not known,
+            below the first edge, at it, between it and the second, and so on); by how
+            many steps are left (not known, one, two, and so on, last any other). None
+            where the decision cannot say.
     """
 
-    said: tuple[tuple[tuple[bool, ...], ...], ...]
+    said: tuple[tuple[tuple[bool | None, ...], ...], ...]
     horizon: int = 0
     period: int = 1
     edges: tuple[float, ...] = ()
     closing: int = 0
     scheduled: bool = False
 
+    def __post_init__(self) -> None:
+        times = 2 * len(self.edges) + 2 if self.edges else 1
+        lefts = self.closing + 2 if self.closing else 1
+        whole = (
+            min(self.period, self.horizon + 1, self.closing + 1) >= 1
+            and len(self.said) == self.horizon + self.period
+            and all(len(row) == times for row in self.said)
+            and all(len(cell) == lefts for row in self.said for cell in row)
+        )
+        if not whole:
+            raise PolicyError("the table does not have a place for every step")
+
     @staticmethod
     def of(decision: Decision) -> Tabulated:
-        """The table of a decision."""
+        """The table of a decision.
+
+        Raises:
+            PolicyError: If it cannot say anything of some step.
+        """
         edges = tuple(sorted({float(edge) for edge in decision.edges}))
-        lefts = range(1, decision.closing + 2)
         said = tuple(
             tuple(
-                tuple(
-                    decision.computes(Step(place, time, count=place + left))
-                    for left in lefts
-                )
+                tuple(_said(decision, place, time, left) for left in _lefts(decision))
                 for time in _times(edges)
             )
             for place in range(decision.horizon + decision.period)
@@ -80,44 +94,75 @@ class Tabulated(Static):
         Raises:
             PolicyError: If the timestep or the number of steps is needed and not known.
         """
+        if step.index == 0:
+            return True
         place = step.place if self.scheduled else step.index
+        left = None if step.count is None else step.count - place
         if place >= self.horizon:
             place = self.horizon + (place - self.horizon) % self.period
-        return step.index == 0 or self.said[place][self._cell(step)][self._left(step)]
-
-    def _cell(self, step: Step) -> int:
-        if not self.edges:
-            return 0
-        if step.timestep is None:
+        said = self.said[place][self._time(step.timestep)][self._left(left)]
+        if said is None:
             raise PolicyError(
-                "the decision needs the timestep of each step, and none can be had: "
-                "pass load(scheduler=...), or give cache_context(timestep=...)"
+                f"the decision cannot be taken at timestep {step.timestep} of "
+                f"{step.count} steps: pass load(scheduler=...), or give "
+                "cache_context(timestep=..., num_inference_steps=...)"
             )
-        below = sum(edge < step.timestep for edge in self.edges)
-        return 2 * below + (step.timestep in self.edges)
+        return said
 
-    def _left(self, step: Step) -> int:
-        if not self.closing:
+    def _time(self, timestep: float | None) -> int:
+        if not self.edges or timestep is None:
             return 0
-        if step.count is None:
-            raise PolicyError(
-                "the decision needs the number of steps, and none can be had: pass "
-                "load(scheduler=...), or give cache_context(num_inference_steps=...)"
-            )
-        left = step.count - (step.place if self.scheduled else step.index)
-        return min(max(left, 1), self.closing + 1) - 1
+        below = sum(edge < timestep for edge in self.edges)
+        return 1 + 2 * below + (timestep in self.edges)
+
+    def _left(self, left: int | None) -> int:
+        if not self.closing or left is None:
+            return 0
+        return min(max(left, 1), self.closing + 1)
+
+
+def _said(
+    decision: Decision, place: int, time: float | None, left: int | None
+) -> bool | None:
+    """What a decision says of a step; None if something that is not known matters."""
+    if not place and not decision.horizon:
+        # The first step computes whatever its place in the period is.
+        place = decision.period
+    count = None if left is None else place + left
+    step = Step(place, time, count=count)
+    if decision.scheduled:
+        step = Step(max(place, 1), time, place, count)
+    try:
+        return bool(decision.computes(step))
+    except PolicyError:
+        if None in (time, count):
+            return None
+        raise
 
 
 def _times(edges: Sequence[float]) -> list[float | None]:
-    """One timestep for each place among the edges."""
+    """No timestep, then one for each place among the edges."""
     if not edges:
         return [None]
-    found: list[float | None] = [edges[0] - 1.0, edges[0]]
-    for low, high in pairwise(edges):
-        found += [(low + high) / 2, high]
-    return [*found, edges[-1] + 1.0]
+    found: list[float | None] = [None, _between(-math.inf, edges[0])]
+    for edge, after in zip(edges, [*edges[1:], None], strict=True):
+        found += [edge, _between(edge, after)]
+    return found
 
 
+def _between(low: float, high: float | None) -> float:
+    """A timestep above `low` and, if there is one, below `high`."""
+    if high is None or math.isinf(high):
+        return low + 1.0 if math.isfinite(low) else 0.0
+    return high - 1.0 if math.isinf(low) else (low + high) / 2
+
+
+def _lefts(decision: Decision) -> list[int | None]:
+    """That the number of steps is not known, then how many may be left."""
+    return [None, *range(1, decision.closing + 2)] if decision.closing else [None]
+
+
+T = TypeVar("T")
 _KINDS = (Always, Never, Warmed, Mask, Ends, Interval, BeforeGate, Tabulated)
 _BY_NAME: dict[str, Any] = {kind.__name__: kind for kind in _KINDS}
 
@@ -141,11 +186,40 @@ def decision_record(name: str, decision: Decision) -> DecisionRecord:
                 "decision of graphcache.policy.decisions"
             )
         decision = Tabulated.of(decision)
-    fields = {
-        field.name: msgspec.to_builtins(getattr(decision, field.name))
-        for field in dataclasses.fields(decision)  # type: ignore[arg-type]
-    }
+    fields = _fields(decision)
+    if isinstance(decision, Mask):
+        # It holds truth values, and says that it holds numbers.
+        fields["computed"] = list(map(int, decision.computed))
     return DecisionRecord(type(decision).__name__, fields)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass as JSON."""
+    return {
+        field.name: _json(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+    }
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_json(item) for item in value]
+    return number(value) if isinstance(value, float) else value
+
+
+def _made(kind: type[T], fields: Mapping[str, Any], what: str) -> T:
+    """A dataclass from its fields.
+
+    Raises:
+        EngineError: If they are wrong.
+    """
+    try:
+        # Not strict: numbers that are not finite are text.
+        return msgspec.convert(fields, type=kind, strict=False)
+    except (msgspec.MsgspecError, PolicyError) as error:
+        raise EngineError(
+            f"{MANIFEST_FILE}: {what} {kind.__name__} is malformed: {error}"
+        ) from error
 
 
 def decision_of(record: DecisionRecord) -> Decision:
@@ -160,12 +234,7 @@ def decision_of(record: DecisionRecord) -> Decision:
             f"the engine decides by {record.kind}, which this graphcache does not "
             "know: install a newer one"
         )
-    try:
-        decision: Decision = msgspec.convert(record.fields, type=kind)
-    except (msgspec.MsgspecError, PolicyError) as error:
-        raise EngineError(
-            f"the decision {record.kind} is malformed: {error}"
-        ) from error
+    decision: Decision = _made(kind, record.fields, "the decision")
     return decision
 
 
@@ -180,7 +249,7 @@ def scalar_record(scalar: Scalar) -> ScalarRecord:
     if scalar == SIGMA:
         return ScalarRecord(scalar.name, "sigma", {})
     if isinstance(scalar.of, Inside):
-        return ScalarRecord(scalar.name, "inside", msgspec.to_builtins(scalar.of))
+        return ScalarRecord(scalar.name, "inside", _fields(scalar.of))
     raise EngineError(
         f"{scalar.name} is worked out by a function of yours at each step, which an "
         "engine cannot hold: use a weight inside a timestep window, such as "
@@ -195,7 +264,7 @@ def scalar_of(record: ScalarRecord) -> Scalar:
         EngineError: If there is no such number.
     """
     if record.kind == "inside":
-        return Scalar(record.name, msgspec.convert(record.fields, type=Inside))
+        return Scalar(record.name, _made(Inside, record.fields, "the number"))
     known = {"step": STEP, "sigma": SIGMA}
     if record.kind not in known:
         raise EngineError(

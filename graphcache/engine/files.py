@@ -13,6 +13,8 @@ from pathlib import Path
 from graphcache.engine.manifest import MANIFEST_FILE, FileRecord
 from graphcache.errors import EngineError
 
+_ADVICE = "copy the engine again, or export it anew"
+
 
 @contextmanager
 def written_whole(path: Path, *, overwrite: bool) -> Iterator[Path]:
@@ -71,10 +73,11 @@ def _replace(path: Path, folder: Path) -> None:
     path.rename(old)
     try:
         folder.rename(path)
-    except OSError:
+    except BaseException:
         old.rename(path)
         raise
-    shutil.rmtree(old)
+    # The new engine is in its place: what is left of the old one does no harm.
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:
@@ -104,13 +107,19 @@ def read_manifest(path: Path) -> bytes:
     """
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
-        raise EngineError(f"{path} {what}: an engine is a folder")
+        raise EngineError(
+            f"{path} {what}, and an engine is a folder: pass the path that export "
+            "returned"
+        )
+    file = path / MANIFEST_FILE
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        raise EngineError(f"{file} is no regular file: {_ADVICE}")
     try:
-        return (path / MANIFEST_FILE).read_bytes()
+        return file.read_bytes()
     except OSError as error:
         raise EngineError(
             f"{path} has no {MANIFEST_FILE} that can be read ({error.strerror}): it is "
-            "no engine, or one that was not written to its end"
+            "no engine, or was not copied to its end. Copy it again, or export it anew"
         ) from error
 
 
@@ -127,23 +136,26 @@ def check(path: Path, expected: Mapping[str, FileRecord]) -> None:
     for name in expected:
         if name != os.path.basename(name) or name in ("", ".", ".."):
             raise EngineError(
-                f"{MANIFEST_FILE} names a file outside the engine: {name}"
+                f"{MANIFEST_FILE} names a file outside the engine, {name!r}: export it "
+                "anew, and load nothing that you do not trust"
             )
     found = {file.name for file in path.iterdir()} - {MANIFEST_FILE}
-    advice = "copy the engine again, or export it anew"
     if missing := sorted(expected.keys() - found):
-        raise EngineError(f"{path} lacks {', '.join(missing)}: {advice}")
+        raise EngineError(f"{path} lacks {', '.join(missing)}: {_ADVICE}")
     if extra := sorted(found - expected.keys()):
         raise EngineError(
             f"{path} holds what does not belong to the engine: {', '.join(extra)}. "
             "Remove it, or export anew"
         )
     for name, record in expected.items():
-        file = path / name
-        if file.is_symlink() or not file.is_file():
-            raise EngineError(f"{file} is no regular file: {advice}")
-        size = file.stat().st_size
-        if size != record.bytes:
-            raise EngineError(f"{file} has {size} of {record.bytes} bytes: {advice}")
-        if _record(file) != record:
-            raise EngineError(f"{file} is not what was exported, by its hash: {advice}")
+        _check_file(path / name, record)
+
+
+def _check_file(file: Path, expected: FileRecord) -> None:
+    if file.is_symlink() or not file.is_file():
+        raise EngineError(f"{file} is no regular file: {_ADVICE}")
+    size = file.stat().st_size
+    if size != expected.bytes:
+        raise EngineError(f"{file} has {size} of {expected.bytes} bytes: {_ADVICE}")
+    if _record(file) != expected:
+        raise EngineError(f"{file} is not what was exported, by its hash: {_ADVICE}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 
 import torch
-from packaging.version import Version
+from packaging.version import InvalidVersion, Version
 
 import graphcache
 from graphcache.engine.manifest import Target
@@ -57,7 +57,13 @@ def check_target(target: Target, device: torch.device, *, portable: bool) -> Non
 
 
 def _release(version: str) -> tuple[int, ...]:
-    return Version(version).release[:2]
+    try:
+        return Version(version).release[:2]
+    except InvalidVersion as error:
+        raise EngineError(
+            f"the engine was built with torch {version!r}, which is no version: "
+            "export it anew"
+        ) from error
 
 
 def _machine(device: torch.device) -> str:

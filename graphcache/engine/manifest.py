@@ -6,12 +6,9 @@ package, by names from fixed tables: nothing in a manifest is ever imported or r
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import msgspec
-
-from graphcache.errors import EngineError
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -34,12 +31,20 @@ class Plain(Record, frozen=True):
     text: str
 
 
+Number = float | Literal["inf", "-inf", "nan"]
+"""A number: JSON has none that is not finite."""
+
+
 class TensorRecord(Record, frozen=True):
-    """Shape, dtype and strides of a tensor; no shape where it depends on data."""
+    """Shape, dtype and strides of a tensor, and the type of the device that it is on.
+
+    There is no shape where it depends on data.
+    """
 
     dtype: str
     shape: tuple[int, ...] | None
     stride: tuple[int, ...] | None
+    device: str
 
 
 class Parameter(Record, frozen=True):
@@ -266,52 +271,9 @@ class Manifest(Record, frozen=True):
     target: Target
     module: ModuleRecord
     policies: tuple[str, ...]
-    thresholds: dict[str, float]
+    thresholds: dict[str, Number]
     captures: tuple[CaptureRecord, ...]
     programs: dict[str, ProgramRecord]
     stored: tuple[StoredRecord, ...]
     details: dict[str, Any]
     files: dict[str, FileRecord]
-
-
-def encode(manifest: Manifest) -> bytes:
-    """The text of a manifest; its last line is the SHA-256 of those before."""
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
-    return text + f"sha256 {hashlib.sha256(text).hexdigest()}\n".encode()
-
-
-def decode(text: bytes) -> Manifest:
-    """A manifest from its text.
-
-    Raises:
-        EngineError: If it is damaged, or of another format.
-    """
-    body, _, last = text.rstrip(b"\n").rpartition(b"\n")
-    body += b"\n"
-    if last != f"sha256 {hashlib.sha256(body).hexdigest()}".encode():
-        raise EngineError(
-            f"{MANIFEST_FILE} is damaged: it does not match the hash in its last line. "
-            "Copy the engine again, or export it anew"
-        )
-    try:
-        version = msgspec.json.decode(body, type=_Versioned).format
-        if version != FORMAT_VERSION:
-            raise EngineError(
-                f"the engine has format {version}, and this graphcache reads "
-                f"{FORMAT_VERSION}: {_advice(version)}"
-            )
-        return msgspec.json.decode(body, type=Manifest)
-    except msgspec.MsgspecError as error:
-        raise EngineError(
-            f"{MANIFEST_FILE} is not what graphcache writes ({error}): export anew"
-        ) from error
-
-
-class _Versioned(msgspec.Struct):
-    format: int
-
-
-def _advice(version: int) -> str:
-    if version > FORMAT_VERSION:
-        return "install a newer graphcache"
-    return "export it anew"

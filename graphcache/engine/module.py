@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphcache.engine.manifest import Manifest
+from graphcache.engine.manifest import MANIFEST_FILE, Manifest
 from graphcache.engine.plain import dtype_of
 from graphcache.engine.stepping import EngineStepper
 from graphcache.errors import EngineError
@@ -37,6 +37,9 @@ class EngineModule(CacheControls, nn.Module):
         path: The engine.
         manifest: What it says of itself.
         config: The configuration of the model.
+
+    Raises:
+        EngineError: If the manifest says of the model what cannot be.
     """
 
     _graphcache_runner: EngineStepper  # type: ignore[misc]
@@ -45,22 +48,16 @@ class EngineModule(CacheControls, nn.Module):
         super().__init__()
         self.path = path
         self.manifest = manifest
-        self.config = EngineConfig(json.loads(manifest.module.config))
+        self.config = _config(manifest.module.config)
+        self._dtype = dtype_of(manifest.module.dtype)
         self._graphcache_runner = stepper
         self.training = False
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """One call, with the arguments of the transformer's forward.
-
-        Raises:
-            EngineError: If the engine holds nothing for such a call.
-        """
-        return self._graphcache_runner(args, kwargs)
+        self.forward = _forward(stepper)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        return dtype_of(self.manifest.module.dtype)
+        return self._dtype
 
     @property
     def device(self) -> torch.device:
@@ -99,23 +96,20 @@ class EngineModule(CacheControls, nn.Module):
             raise EngineError("an engine cannot be trained: it has no parameters")
         return self
 
-    def to(self, *args: Any, **kwargs: Any) -> EngineModule:
-        """Stay where it is.
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> EngineModule:
+        """Stay as it is, whatever `to`, `cuda`, `half` and the like are told.
 
         Raises:
             EngineError: If it is to be somewhere else, or of another dtype.
         """
-        device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
-        moved = device is not None and _indexed(device) != _indexed(self.device)
-        if moved or dtype not in (None, self.dtype):
+        probe = torch.empty(0, dtype=self.dtype, device=self.device)
+        wanted = fn(probe)
+        if (wanted.dtype, wanted.device) != (probe.dtype, probe.device):
             raise EngineError(
-                f"the engine is {self.dtype} on {self.device} and stays that: load it "
-                "with device=, or export it again"
+                f"the engine is {self.dtype} on {self.device} and cannot be "
+                f"{wanted.dtype} on {wanted.device}: load it with device=, or compile "
+                "the model as it is to be and export that"
             )
-        return self
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> EngineModule:
-        """Nothing: there are no tensors to apply it to."""
         return self
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -139,7 +133,26 @@ class EngineModule(CacheControls, nn.Module):
         return f"{self.manifest.module.name}, {self.manifest.backend}, {self.path}"
 
 
-def _indexed(device: torch.device) -> torch.device:
-    if device.type == "cpu" or device.index is not None:
-        return device
-    return torch.device(device.type, torch.get_device_module(device).current_device())
+def _config(text: str) -> EngineConfig:
+    try:
+        return EngineConfig(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise EngineError(
+            f"{MANIFEST_FILE}: the model's config is malformed ({error}): export anew"
+        ) from error
+
+
+def _forward(stepper: EngineStepper) -> Callable[..., Any]:
+    """The forward, with the signature of the one that was compiled."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        """One call, with the arguments of the transformer's forward.
+
+        Raises:
+            EngineError: If the engine holds nothing for such a call.
+        """
+        return stepper(args, kwargs)
+
+    described: Any = forward
+    described.__signature__ = stepper.signature.signature
+    return forward

@@ -15,7 +15,13 @@ from torch.utils import _pytree as pytree
 from graphcache.capture.outputs import OutputTree
 from graphcache.capture.writes import GONE, Write
 from graphcache.engine.manifest import TreeRecord, WriteRecord
-from graphcache.engine.plain import plain, tensor_type, type_record, value_of
+from graphcache.engine.plain import (
+    plain,
+    restorable,
+    tensor_type,
+    type_record,
+    value_of,
+)
 from graphcache.errors import EngineError
 from graphcache.program import TensorType
 
@@ -52,9 +58,8 @@ def tree_record(tree: OutputTree) -> TreeRecord:
     Raises:
         EngineError: If it is a container that an engine does not know.
     """
-    leaves = iter(tree.leaves)
     # Markers in the places of the leaves: what holds them is looked at as it is.
-    markers = [_Marker(leaf) for leaf in leaves]
+    markers = [_Marker(leaf) for leaf in tree.leaves]
     return _record(pytree.tree_unflatten(markers, tree.spec))
 
 
@@ -69,7 +74,8 @@ def _record(value: Any) -> TreeRecord:
     if isinstance(value, _Marker):
         if isinstance(value.leaf, TensorType):
             return TreeRecord("tensor", type=type_record(value.leaf))
-        return TreeRecord("plain", value=plain(value.leaf))
+        said = restorable("what the module returns", value.leaf)
+        return TreeRecord("plain", value=said)
     if value is None:
         return TreeRecord("plain", value=plain(None))
     if type(value) in (tuple, list):
@@ -113,9 +119,17 @@ def _build(record: TreeRecord, device: torch.device, leaves: list[Any]) -> Any:
 
 
 def write_record(write: Write) -> WriteRecord:
-    """The record of what a module writes to a container that it is given."""
+    """The record of what a module writes to a container that it is given.
+
+    Raises:
+        EngineError: If it is a value that cannot be made again.
+    """
     keys = tuple(key if isinstance(key, int) else str(key) for key in write.keys)
-    return WriteRecord(keys, None if write.value is GONE else plain(write.value))
+    if write.value is GONE:
+        return WriteRecord(keys, None)
+    return WriteRecord(
+        keys, restorable(f"what is written to {write.path}", write.value)
+    )
 
 
 def write_of(record: WriteRecord) -> Write:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import enum
+import math
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
-from graphcache.engine.manifest import Plain, TensorRecord
+from graphcache.engine.manifest import Number, Plain, TensorRecord
 from graphcache.errors import EngineError
 from graphcache.program import TensorType
 
@@ -36,17 +38,49 @@ def plain(value: Any) -> Plain:
     return Plain(type_name(type(value)), repr(value))
 
 
+def restorable(what: str, value: Any) -> Plain:
+    """The record of a value that has to be made again when the engine is loaded.
+
+    Args:
+        what: What it is, for the message.
+        value: A value that is no tensor.
+
+    Raises:
+        EngineError: If it cannot be made again without the code that defines its type.
+    """
+    record = plain(value)
+    if record.type not in _PARSE:
+        raise EngineError(
+            f"{what} is a {record.type}: an engine holds numbers, strings, dtypes, "
+            "devices and None"
+        )
+    return record
+
+
+def number(value: float) -> Number:
+    """A number as JSON."""
+    if math.isfinite(value):
+        return value
+    if math.isnan(value):
+        return "nan"
+    return "inf" if value > 0 else "-inf"
+
+
 def value_of(record: Plain) -> Any:
     """The value of a record.
 
     Raises:
-        EngineError: If it is of a type that has no value here, such as an enum.
+        EngineError: If it is of a type that has no value here, such as an enum, or
+            the text is none of a value.
     """
     if record.type not in _PARSE:
         raise EngineError(
             f"a value of type {record.type} cannot be read from an engine"
         )
-    return _PARSE[record.type](record.text)
+    try:
+        return _PARSE[record.type](record.text)
+    except (ValueError, RuntimeError) as error:
+        raise EngineError(f"{record.text!r} is no {record.type}: {error}") from error
 
 
 def type_name(kind: type) -> str:
@@ -70,19 +104,34 @@ def dtype_of(name: str) -> torch.dtype:
 
 def tensor_record(value: Tensor) -> TensorRecord:
     """The record of a real or fake tensor."""
-    dtype = str(value.dtype).removeprefix("torch.")
-    if not all(isinstance(extent, int) for extent in value.shape):
-        return TensorRecord(dtype, None, None)
-    return TensorRecord(dtype, tuple(value.shape), tuple(value.stride()))
+    record = type_record(TensorType.of(value))
+    if record.shape is None:
+        return record
+    return msgspec.structs.replace(record, stride=tuple(value.stride()))
 
 
 def type_record(value: TensorType) -> TensorRecord:
     """The record of a type; strides are not part of one."""
     dtype = str(value.dtype).removeprefix("torch.")
     known = all(isinstance(extent, int) for extent in value.shape)
-    return TensorRecord(dtype, tuple(value.shape) if known else None, None)
+    shape = tuple(value.shape) if known else None
+    return TensorRecord(dtype, shape, None, value.device.type)
 
 
 def tensor_type(record: TensorRecord, device: torch.device) -> TensorType:
-    """The type that a record describes; without extents where they are not known."""
-    return TensorType(record.shape or (), dtype_of(record.dtype), device)
+    """The type that a record describes; without extents where they are not known.
+
+    Args:
+        record: It names a type of device.
+        device: Which of that type; tensors elsewhere are on the one there is.
+    """
+    place = device_of(record, device)
+    return TensorType(record.shape or (), dtype_of(record.dtype), place)
+
+
+def device_of(record: TensorRecord, device: torch.device) -> torch.device:
+    """Where the tensor of a record is, in an engine that runs on `device`."""
+    if record.device == device.type:
+        return device
+    found: torch.device = value_of(Plain("device", record.device))
+    return found

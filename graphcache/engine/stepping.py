@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,13 @@ class Good:
 class EngineStepper(Stepper):
     """Runs the loops of an engine.
 
+    Attributes:
+        loops: What the engine holds.
+        device: Where it runs.
+
     Args:
         signature: Of the forward that was compiled.
         thresholds: By policy name.
-        loops: What the engine holds.
         device: Where it runs.
         scheduler: Attached scheduler, or None.
         callback: Returns the current timestep, or None.
@@ -44,13 +47,12 @@ class EngineStepper(Stepper):
         self,
         signature: CallSignature,
         thresholds: Thresholds,
-        loops: Sequence[Good],
         device: torch.device,
         scheduler: Any = None,
         callback: Callable[[], Any] | None = None,
     ) -> None:
         super().__init__(signature, thresholds, scheduler, callback)
-        self.loops = tuple(loops)
+        self.loops: tuple[Good, ...] = ()
         self.device = device
         self._known: dict[CallKey, list[Loop]] = {}
 
@@ -74,7 +76,8 @@ class EngineStepper(Stepper):
 
     def _like(self, call: Call) -> list[Loop]:
         for path, tensor in zip(call.paths, call.tensors, strict=True):
-            if tensor.device != self.device:
+            same_type = tensor.device.type == self.device.type
+            if same_type and tensor.device != self.device:
                 raise EngineError(
                     f"{path} is on {tensor.device}, and the engine runs on "
                     f"{self.device}: move it there"

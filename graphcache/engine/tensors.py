@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from graphcache.engine.aligned import save_aligned
 from graphcache.engine.formats import WEIGHTS_FILE, Stored, StoredTensor
 from graphcache.engine.manifest import StoredRecord
-from graphcache.engine.plain import tensor_record
+from graphcache.engine.plain import device_of, tensor_record
 from graphcache.errors import EngineError
 from graphcache.program import InputKind, TensorType
 
@@ -29,17 +28,19 @@ def store_tensors(
         folder: The engine.
         tensors: Weights and constants; one that is in two places is written once.
         others: What else is to be kept, by key.
+
+    Raises:
+        EngineError: If the file cannot hold a dtype.
+        OSError: If it cannot be written.
     """
     keys: dict[tuple[object, ...], str] = {}
-    written: dict[str, Tensor] = {}
     places: dict[tuple[InputKind, str], str] = {}
+    kept = dict(others)
     for (kind, target), tensor in tensors.items():
         key = keys.setdefault(_identity(tensor), f"{kind.value}.{target}")
         places[kind, target] = key
-        written[key] = _dense(tensor)
-    written |= {key: _dense(tensor) for key, tensor in others.items()}
-    save_file(written, folder / WEIGHTS_FILE)
-    offsets = _offsets(folder / WEIGHTS_FILE)
+        kept[key] = tensor
+    offsets = save_aligned(folder / WEIGHTS_FILE, kept)
     return {
         place: StoredTensor(
             key,
@@ -66,7 +67,8 @@ def load_tensors(
 ) -> dict[tuple[InputKind, str], Tensor]:
     """Weights and constants, each as the programs expect it.
 
-    On the CPU they are mapped into memory, and read when they are used.
+    On the CPU they are mapped into memory, and read when they are used; programs that
+    share a weight are given the same tensor.
 
     Raises:
         EngineError: If the file does not hold what the manifest says.
@@ -78,7 +80,10 @@ def load_tensors(
             tensor = loaded.get(record.key)
             if tensor is None:
                 tensor = loaded[record.key] = _get(file, record.key)
-            found[InputKind(record.kind), record.target] = _laid_out(tensor, record)
+            place = device_of(record.type, device)
+            found[InputKind(record.kind), record.target] = _laid_out(
+                tensor.to(place), record
+            )
     return found
 
 
@@ -102,7 +107,8 @@ def _get(file: safetensors.safe_open, key: str) -> Tensor:
         tensor: Tensor = file.get_tensor(key)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         raise EngineError(
-            f"{WEIGHTS_FILE} is not that of this engine: it lacks {key}"
+            f"{WEIGHTS_FILE} is not that of this engine: it lacks {key}. Copy the "
+            "engine again, or export it anew"
         ) from error
     return tensor
 
@@ -113,40 +119,28 @@ def _laid_out(tensor: Tensor, record: StoredRecord) -> Tensor:
         raise EngineError(
             f"{WEIGHTS_FILE} is not that of this engine: {record.key} is {found.dtype}"
             f"{list(found.shape or ())} instead of {record.type.dtype}"
-            f"{list(record.type.shape or ())}"
+            f"{list(record.type.shape or ())}. Copy the engine again, or export it anew"
         )
     stride = record.type.stride or ()
     if tuple(tensor.stride()) == stride:
         return tensor
+    return laid_out(tensor, stride)
+
+
+def laid_out(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:
+    """A copy of a tensor with other strides."""
     placed = torch.empty_strided(
         tensor.shape, stride, dtype=tensor.dtype, device=tensor.device
     )
-    return placed.copy_(tensor)
+    # Where one element stands for many, as in an expanded tensor, it is written once.
+    spread = [index for index, step in enumerate(stride) if step == 0]
+    whole, source = placed, tensor
+    for index in spread:
+        whole, source = whole.narrow(index, 0, 1), source.narrow(index, 0, 1)
+    whole.copy_(source)
+    return placed
 
 
 def _identity(tensor: Tensor) -> tuple[object, ...]:
     place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset())
     return (*place, tensor.dtype, tensor.device, tensor.shape, tensor.stride())
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    """A tensor that shares its memory with no other, on the CPU."""
-    tensor = tensor.detach().cpu().contiguous()
-    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if whole else tensor.clone()
-
-
-def _offsets(path: Path) -> dict[str, int]:
-    """Where in the file each tensor begins.
-
-    The format is eight bytes that say how long the header is, the header, and the
-    tensors one after another.
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    return {
-        key: 8 + length + entry["data_offsets"][0]
-        for key, entry in header.items()
-        if key != "__metadata__"
-    }

@@ -54,7 +54,9 @@ def _representative_steps(index: int, decisions: list[Decision]) -> list[Step]:
 
 
 def _representative_times(decisions: list[Decision]) -> list[float]:
-    edges = sorted({float(edge) for decision in decisions for edge in decision.edges})
+    found = {float(edge) for decision in decisions for edge in decision.edges}
+    # An end that no timestep reaches tells none from another.
+    edges = sorted(edge for edge in found if math.isfinite(edge))
     if not edges:
         return [0.0]
     middles = [(low + high) / 2 for low, high in pairwise(edges)]

@@ -340,7 +340,7 @@ def test_a_missing_package_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(
-        EngineError, match=rf"needs {package}, .*pip install 'graphcache\[engines\]'"
+        EngineError, match=rf"needs {package}, .*pip install 'graphcache\[onnx\]'"
     ):
         write(nn.Identity(), [], tmp_path)
 

@@ -22,9 +22,9 @@ from graphcache.policy import (
 from graphcache.policy.reachable import reachable_signatures
 from graphcache.policy.tgate import BeforeGate
 
-windows = st.none() | st.tuples(st.integers(0, 500), st.integers(501, 1000)).map(
-    lambda pair: (float(pair[0]), float(pair[1]))
-)
+windows = st.sampled_from([None, (-math.inf, 500.0), (500.0, math.inf)]) | st.tuples(
+    st.integers(0, 500), st.integers(501, 1000)
+).map(lambda pair: (float(pair[0]), float(pair[1])))
 intervals = st.builds(Interval, every=st.integers(1, 6), window=windows)
 warmed = st.builds(
     Warmed,
