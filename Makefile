@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint types check bench bench-methods clean
+.PHONY: help setup demo test test-fast lint types check bench bench-methods bench-engines clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv with the package and all that the other targets need
 
@@ -43,6 +43,9 @@ bench: setup ## run the benchmark on the small trained model
 
 bench-methods: setup ## compare all methods on the small trained model
 	$(BIN)/python -m benchmarks.methods
+
+bench-engines: setup ## compare engines with the module that they come from
+	$(BIN)/python -m benchmarks.engines
 
 clean: ## remove what the targets wrote, except .venv
 	rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

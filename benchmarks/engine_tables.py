@@ -16,7 +16,7 @@ _COLUMNS = (
     "difference",
     "export, s",
     "load, ms",
-    "first call, ms",
+    "first call / steady",
     "weights, MB",
     "code, MB",
 )
@@ -31,7 +31,7 @@ def paragraphs(result: dict[str, Any]) -> list[str]:
         f"{settings['clips']} clips in one batch, {settings['steps']} steps; medians "
         f"of {settings['rounds']} generations, rows in turn. Calls: over those of the "
         "same kind in process. Difference: the largest, relative to the largest value "
-        "of the clips. The first call computes. "
+        "of the clips. "
         f"Same decisions as in process: {'all' if same else 'NOT all'}."
     )
     return [_table(result), notes, f"{summary(result['machine'])}; float32."]
@@ -59,10 +59,16 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['relative_difference']:.1e}",
         _number(row["export_seconds"], 0),
         _number(row["load_ms"], 0),
-        _number(row["first_call_ms"], 1),
+        _number(_first_ratio(row), 2),
         _megabytes(weights),
         _megabytes(code),
     ]
+
+
+def _first_ratio(row: dict[str, Any]) -> float | None:
+    """The first call, which computes, over a later one that does."""
+    first, steady = row["first_call_ms"], row["call_ms"].get("compute")
+    return first / steady if first and steady else None
 
 
 _KINDS = ("compute", "reuse")

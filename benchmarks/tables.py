@@ -9,11 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import method_tables
+from benchmarks import engine_tables, method_tables
 
 RESULTS = Path(__file__).parent / "results"
 FILES = ("pab_cogvideox_small_cpu.json", "pab_cogvideox_large_cpu.json")
 METHODS_FILE = "methods_moving_digits_cpu.json"
+ENGINES_FILE = "engines_moving_digits_cpu.json"
 _ROWS = {
     "eager": "uncached",
     "compile": "uncached, `torch.compile`",
@@ -75,7 +76,6 @@ if __name__ == "__main__":
     print(speed_table(found))
     print()
     print(machine_line(found[-1]))
-    if (RESULTS / METHODS_FILE).is_file():
-        (methods,) = read((METHODS_FILE,))
+    for file, tables in ((METHODS_FILE, method_tables), (ENGINES_FILE, engine_tables)):
         print()
-        print("\n\n".join(method_tables.paragraphs(methods)))
+        print("\n\n".join(tables.paragraphs(*read((file,)))))

@@ -37,7 +37,7 @@ def compile(
         module: The transformer, in eval mode and without hooks.
         config: A `graphcache.Policy`, a sequence of them, or one of diffusers' cache
             configs.
-        backend: ``"inductor"``, ``"eager"`` or ``"reference"``.
+        backend: ``"inductor"``, ``"tensorrt"``, ``"eager"`` or ``"reference"``.
         lowering: ``"specialize"`` (one straight-line graph per combination of the
             host's decisions), ``"split"`` (the same, cut where the graph decides),
             ``"conditional"`` (one graph with `torch.cond`), or ``"auto"``, which

@@ -5,8 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from benchmarks.method_tables import paragraphs
-from benchmarks.tables import METHODS_FILE, machine_line, read, speed_table
+from benchmarks import engine_tables, method_tables
+from benchmarks.tables import (
+    ENGINES_FILE,
+    METHODS_FILE,
+    machine_line,
+    read,
+    speed_table,
+)
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -40,10 +46,14 @@ def test_the_readme_shows_the_committed_figures() -> None:
     assert machine_line(read()[-1]) in text
 
 
-def test_the_docs_show_the_committed_comparison() -> None:
-    text = (ROOT / "docs" / "methods.md").read_text()
-    (result,) = read((METHODS_FILE,))
-    assert all(paragraph in text for paragraph in paragraphs(result))
+def test_the_docs_show_the_committed_comparisons() -> None:
+    for page, file, tables in (
+        ("methods.md", METHODS_FILE, method_tables),
+        ("engines.md", ENGINES_FILE, engine_tables),
+    ):
+        text = (ROOT / "docs" / page).read_text()
+        (result,) = read((file,))
+        assert all(paragraph in text for paragraph in tables.paragraphs(result))
 
 
 def test_links_of_the_docs_lead_somewhere() -> None:

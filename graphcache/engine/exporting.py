@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,12 @@ from graphcache.engine.files import records, written_whole
 from graphcache.engine.formats import Format, Job, get_format
 from graphcache.engine.interfaces import program_record
 from graphcache.engine.machine import target_of
-from graphcache.engine.manifest import FORMAT_VERSION, MANIFEST_FILE, Manifest
+from graphcache.engine.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    Manifest,
+    Target,
+)
 from graphcache.engine.naming import program_names
 from graphcache.engine.plain import number
 from graphcache.engine.sealing import encode
@@ -142,7 +148,7 @@ def _write(
     return Manifest(
         format=FORMAT_VERSION,
         backend=form.name,
-        target=target_of(device),
+        target=_target(device, details),
         module=module,
         policies=tuple(map(repr, runner.target.policies)),
         thresholds={n: number(value) for n, value in runner.thresholds.items()},
@@ -152,6 +158,12 @@ def _write(
         details=details,
         files=records(folder),
     )
+
+
+def _target(device: torch.device, details: Mapping[str, Any]) -> Target:
+    """What the engine is for: this machine, unless the format builds for another."""
+    target = target_of(device)
+    return msgspec.structs.replace(target, device=details.get("device", device.type))
 
 
 def _tensors(

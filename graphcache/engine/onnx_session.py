@@ -21,8 +21,12 @@ _PACKAGES = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu"}
 _SOMEWHERE = torch.empty(1)
 
 
-def require(package: str) -> Any:
-    """A package that the format needs.
+def require(package: str, what: str = "the onnx format") -> Any:
+    """A package that is needed.
+
+    Args:
+        package: Its name.
+        what: What needs it.
 
     Raises:
         EngineError: If it is not installed.
@@ -31,7 +35,7 @@ def require(package: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise EngineError(
-            f"the onnx format needs {package}, which cannot be imported ({error}): "
+            f"{what} needs {package}, which cannot be imported ({error}): "
             "pip install 'graphcache[onnx]'"
         ) from error
 
@@ -85,6 +89,8 @@ def open_session(
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that wait by spinning would keep the cores from the next program's.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for name, value in (weights or {}).items():
         options.add_initializer(name, value)
     levels = runtime.GraphOptimizationLevel

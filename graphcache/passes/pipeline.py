@@ -18,6 +18,7 @@ from graphcache.passes.observe import Observation, Observe
 from graphcache.passes.plan_gates import PlanGates
 from graphcache.passes.sink_operands import SinkOperands
 from graphcache.passes.specialize import Partial, Specialize
+from graphcache.passes.spectral_matmul import SpectralMatmul
 from graphcache.policy.policy import Policy
 
 
@@ -110,4 +111,12 @@ def store_pipeline(
         DeadCode(),
         # Last: what is stored must lie as every variant expects its buffers.
         MatchLayouts(layouts),
+    )
+
+
+def real_pipeline() -> tuple[Pass, ...]:
+    """For targets that have neither Fourier transforms nor complex numbers."""
+    return (
+        # Last of all, and for those targets alone: a transform costs less.
+        SpectralMatmul(),
     )
