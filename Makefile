@@ -8,7 +8,8 @@ STAMP := $(VENV)/.installed
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint types check bench bench-methods bench-engines clean
+.PHONY: help setup demo test setup-tensorrt test-tensorrt test-fast lint types check
+.PHONY: bench bench-methods bench-engines clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,6 +26,15 @@ demo: setup ## generate clips uncached and cached; figures and results go to out
 
 test: setup ## run every test that this machine can run
 	$(TEST)
+
+# TensorRT for RTX builds without a GPU. torch-tensorrt-rtx asks for CUDA's torch.
+setup-tensorrt: setup ## add TensorRT for RTX to .venv (NVIDIA's licence applies)
+	$(BIN)/python -m pip install --no-deps 'torch-tensorrt-rtx==2.13.0'
+	$(BIN)/python -m pip install 'tensorrt-rtx==1.5.0.114' packaging dllist psutil filelock
+
+test-tensorrt: setup-tensorrt ## build engines of every method with the real builder
+	$(TEST) tests/backends/test_tensorrt.py tests/engine/test_tensorrt.py \
+	  tests/engine/test_tensorrt_conditions.py
 
 test-fast: setup ## run the tests that do not compile and take seconds at most
 	$(TEST) -m "not slow"
