@@ -52,6 +52,7 @@ __all__ = [
     "constants_of",
     "inputs_of",
     "scopes",
+    "source_program",
 ]
 
 _WEIGHTS = (InputKind.PARAMETER, InputKind.BUFFER)
@@ -142,6 +143,30 @@ def _trace(module: nn.Module, call: Call, *, shapes: bool) -> _Trace:
     _drop_assignments(graph_module.graph, exported.graph_signature)
     output = take_tensors(graph_module.graph, exported.call_spec.out_spec)
     inputs = inputs_of(graph_module.graph, exported.graph_signature.input_specs, call)
+    constants = constants_of(exported)
+    program = source_program(module, graph_module, inputs, output, constants)
+    return _Trace(program, output, frozenset(read), any(left))
+
+
+def source_program(
+    module: nn.Module,
+    graph_module: fx.GraphModule,
+    inputs: tuple[ir.Input, ...],
+    output: OutputTree,
+    constants: Mapping[str, Tensor],
+) -> ir.Program:
+    """A program of an exported graph, labelled with the module calls of each node.
+
+    Args:
+        module: What was traced.
+        graph_module: The graph; it returns tensors alone.
+        inputs: One per placeholder.
+        output: Where the tensors that it returns belong.
+        constants: Tensors that the trace lifted out of the forward.
+
+    Raises:
+        CaptureError: If the graph breaks a rule of its stage.
+    """
     label_scopes(graph_module.graph, module)
     place_functions(graph_module.graph)
     program = ir.Program(
@@ -149,7 +174,7 @@ def _trace(module: nn.Module, call: Call, *, shapes: bool) -> _Trace:
         module=graph_module,
         inputs=inputs,
         results=len(output.tensors),
-        constants=constants_of(exported),
+        constants=constants,
     )
     try:
         verify(program)
@@ -157,7 +182,7 @@ def _trace(module: nn.Module, call: Call, *, shapes: bool) -> _Trace:
         raise CaptureError(
             f"{type(module).__name__} cannot be compiled: {error}"
         ) from error
-    return _Trace(program, output, frozenset(read), any(left))
+    return program
 
 
 def _known_values(call: Call, traced: Sequence[Tensor], shapes: bool) -> KnownValues:

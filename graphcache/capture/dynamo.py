@@ -20,16 +20,19 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import ExportGraphSignature, OutputKind
 
 from graphcache import program as ir
-from graphcache.capture import Capture, constants_of, inputs_of
+from graphcache.capture import (
+    Capture,
+    constants_of,
+    inputs_of,
+    source_program,
+)
 from graphcache.capture.eager import refuse_writes
 from graphcache.capture.export import export
 from graphcache.capture.frame import TracedFrame, name_of
-from graphcache.capture.labels import label_scopes, place_functions
 from graphcache.capture.outputs import take_tensors
-from graphcache.errors import BackendError, CaptureError, VerifyError
+from graphcache.errors import BackendError
 from graphcache.runtime.instances import bare
 from graphcache.signature import Call
-from graphcache.spec import verify
 
 
 @dataclass(frozen=True)
@@ -206,21 +209,9 @@ def _captured(
         else entry
         for entry in inputs_of(module.graph, specs, inputs.traced)
     )
-    label_scopes(module.graph, frame.module)
-    place_functions(module.graph)
-    program = ir.Program(
-        stage=ir.Stage.SOURCE,
-        module=module,
-        inputs=table,
-        results=len(output.tensors),
-        constants=constants_of(exported),
+    program = source_program(
+        frame.module, module, table, output, constants_of(exported)
     )
-    try:
-        verify(program)
-    except VerifyError as error:
-        raise CaptureError(
-            f"{type(frame.module).__name__} cannot be compiled: {error}"
-        ) from error
     return Capture(program, output, output, frozenset(), ())
 
 
