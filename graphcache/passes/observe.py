@@ -23,7 +23,7 @@ from graphcache.passes.branches import (
     pinned,
     storage_key,
 )
-from graphcache.passes.insert_gates import insert_input, last_of
+from graphcache.passes.gate_rewriter import insert_input, last_of
 from graphcache.passes.manager import PassResult
 from graphcache.passes.specialize import protect_results
 from graphcache.passes.tracing import trace
