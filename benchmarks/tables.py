@@ -9,12 +9,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import engine_tables, method_tables
+from benchmarks import engine_tables, method_tables, tensorrt_tables
 
 RESULTS = Path(__file__).parent / "results"
 FILES = ("pab_cogvideox_small_cpu.json", "pab_cogvideox_large_cpu.json")
 METHODS_FILE = "methods_moving_digits_cpu.json"
 ENGINES_FILE = "engines_moving_digits_cpu.json"
+TENSORRT_FILE = "tensorrt_sizes_cpu.json"
 _ROWS = {
     "eager": "uncached",
     "compile": "uncached, `torch.compile`",
@@ -76,6 +77,10 @@ if __name__ == "__main__":
     print(speed_table(found))
     print()
     print(machine_line(found[-1]))
-    for file, tables in ((METHODS_FILE, method_tables), (ENGINES_FILE, engine_tables)):
+    for file, tables in (
+        (METHODS_FILE, method_tables),
+        (ENGINES_FILE, engine_tables),
+        (TENSORRT_FILE, tensorrt_tables),
+    ):
         print()
         print("\n\n".join(tables.paragraphs(*read((file,)))))

@@ -11,10 +11,18 @@ from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from graphcache.api import trace
+from graphcache.backends.registry import Explains, get_backend
 from graphcache.lowering import Choice, lower, signature_name
 from graphcache.policy import Policy, configuration
 from graphcache.printer import format_plan
-from graphcache.program import Fork, Lowered, Program, fake_value, placeholders
+from graphcache.program import (
+    Fork,
+    Lowered,
+    Program,
+    fake_value,
+    placeholders,
+    segments,
+)
 from graphcache.rewriting import policies_of
 
 
@@ -43,12 +51,14 @@ class Explanation:
         policies: Those that took regions, in predicate order.
         lowering: How the program is lowered, and why.
         variants: Every reachable outcome, the all-compute one first.
+        notes: What the backend says of the graphs that it would be given.
     """
 
     program: Program
     policies: tuple[Policy, ...]
     lowering: Choice
     variants: tuple[VariantCost, ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [format_plan(self.program)]
@@ -62,11 +72,16 @@ class Explanation:
                 f"graph {variant.name}: {variant.nodes} nodes, "
                 f"{variant.flops / 1e6:.1f} MFLOP{share}"
             )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 def explain(
-    module: nn.Module, config: object, /, *args: Any, **kwargs: Any
+    module: nn.Module,
+    config: object,
+    /,
+    *args: Any,
+    backend: str | None = None,
+    **kwargs: Any,
 ) -> Explanation:
     """Report what `compile` would do, without compiling.
 
@@ -74,12 +89,16 @@ def explain(
         module: The transformer, in eval mode.
         config: As for `compile`.
         *args: Positional arguments of one call.
+        backend: Also report what this backend would make of the graphs: for
+            ``"tensorrt"``, the operators that it has no converter for.
         **kwargs: Keyword arguments of one call.
 
     Raises:
         PolicyError: If `config` is unknown, malformed or matches nothing.
+        BackendError: If the backend is unknown.
         CaptureError: If the module cannot be captured.
     """
+    chosen = None if backend is None else get_backend(backend)
     program = trace(module, config, *args, **kwargs)
     policies = policies_of(program, configuration(config))
     lowering = lower(program, policies)
@@ -90,7 +109,14 @@ def explain(
             tree, dict(zip(lowering.host, signature, strict=True)), program
         )
     ]
-    return Explanation(program, policies, lowering.choice, tuple(dict.fromkeys(costs)))
+    notes: tuple[str, ...] = ()
+    if isinstance(chosen, Explains):
+        trees = (*lowering.routes.values(), *lowering.hoisted.values())
+        parts = {id(part): part for tree in trees for part in segments(tree)}
+        notes = chosen.explain(tuple(parts.values()))
+    return Explanation(
+        program, policies, lowering.choice, tuple(dict.fromkeys(costs)), notes
+    )
 
 
 def _costs(

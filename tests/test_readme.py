@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from benchmarks import engine_tables, method_tables
+from benchmarks import engine_tables, method_tables, tensorrt_tables
 from benchmarks.tables import (
     ENGINES_FILE,
     METHODS_FILE,
+    TENSORRT_FILE,
     machine_line,
     read,
     speed_table,
@@ -50,6 +51,7 @@ def test_the_docs_show_the_committed_comparisons() -> None:
     for page, file, tables in (
         ("methods.md", METHODS_FILE, method_tables),
         ("engines.md", ENGINES_FILE, engine_tables),
+        ("engines.md", TENSORRT_FILE, tensorrt_tables),
     ):
         text = (ROOT / "docs" / page).read_text()
         (result,) = read((file,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -50,10 +50,20 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class Explains(Protocol):
+    """A backend that can say what it would make of programs."""
+
+    def explain(self, programs: Sequence[Program]) -> tuple[str, ...]:
+        """Lines for the report of `graphcache.explain`; nothing is compiled."""
+        ...
+
+
 _BACKENDS = {
     "reference": "graphcache.backends.reference:ReferenceBackend",
     "eager": "graphcache.backends.eager:EagerBackend",
     "inductor": "graphcache.backends.inductor:InductorBackend",
+    "tensorrt": "graphcache.backends.tensorrt:TensorRTBackend",
 }
 
 

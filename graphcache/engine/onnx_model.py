@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from graphcache.engine.formats import WEIGHTS_FILE, Stored
+from graphcache.engine.formats import WEIGHTS_FILE, Stored, StoredTensor
 from graphcache.engine.onnx_export import nodes_of, place_of, translate
 from graphcache.engine.onnx_names import (
     HELD,
@@ -46,6 +47,21 @@ def write_model(
     refuse_ambiguous([*inputs, *outputs])
     _check_types(name, program)
     model = translate(name, program, opset)
+    name_values(model, inputs, outputs)
+    for value, entry in zip(tuple(model.graph.inputs), program.inputs, strict=True):
+        if entry.kind in HELD:
+            refer_to_file(model, value, stored[entry.kind, entry.target], path.parent)
+    save(model, path)
+
+
+def name_values(model: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Make what was translated one graph of values that have names.
+
+    Args:
+        model: What `translate` gave.
+        inputs: What its inputs are to be called, in order.
+        outputs: What its outputs are to be called.
+    """
     ir = importlib.import_module("onnxscript.ir")
     _adopt_constants(ir, model.graph)
     _replace_bool_where(ir, model.graph)
@@ -55,7 +71,11 @@ def write_model(
         value.name = given
     for value, given in zip(model.graph.inputs, inputs, strict=True):
         value.name = given
-    _refer_to_weights(ir, model.graph, program, stored, path.parent)
+
+
+def save(model: Any, path: Path) -> None:
+    """Write a model, without a trace of where it was made."""
+    ir = importlib.import_module("onnxscript.ir")
     _forget_origin(ir, model)
     ir.save(model, path)
 
@@ -134,27 +154,29 @@ def _free_names(ir: Any, graph: Any, wanted: set[str]) -> None:
             value.name = f"{value.name}__inner"
 
 
-def _refer_to_weights(
-    ir: Any, graph: Any, program: Program, stored: Stored, folder: Path
-) -> None:
-    """Make initializers of the inputs that lie in the weights file."""
-    for value, entry in zip(tuple(graph.inputs), program.inputs, strict=True):
-        if entry.kind not in HELD:
-            continue
-        graph.inputs.remove(value)
-        if not value.uses():
-            continue
-        held = stored[entry.kind, entry.target]
-        value.const_value = ir.ExternalTensor(
-            WEIGHTS_FILE,
-            held.offset,
-            held.type.bytes,
-            value.dtype,
-            shape=value.shape,
-            name=value.name,
-            base_dir=folder,
-        )
-        graph.register_initializer(value)
+def refer_to_file(model: Any, value: Any, held: StoredTensor, folder: Path) -> None:
+    """Make an initializer of an input that lies in the weights file.
+
+    Args:
+        model: What the input is one of.
+        value: The input.
+        held: Where it lies in the file.
+        folder: Where the file and the model are.
+    """
+    ir = importlib.import_module("onnxscript.ir")
+    model.graph.inputs.remove(value)
+    if not value.uses():
+        return
+    value.const_value = ir.ExternalTensor(
+        WEIGHTS_FILE,
+        held.offset,
+        held.type.bytes,
+        value.dtype,
+        shape=value.shape,
+        name=value.name,
+        base_dir=folder,
+    )
+    model.graph.register_initializer(value)
 
 
 def _forget_origin(ir: Any, model: Any) -> None:
