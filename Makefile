@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 
 # The models of the tests are tiny: a second thread costs more than it gains, and a
 # second process is what helps.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test setup-tensorrt test-tensorrt test-fast lint types check

@@ -55,7 +55,10 @@ pipe.transformer = graphcache.compile(
 expected = generate(7)  # the shapes of this call are what the engine is made for
 
 with tempfile.TemporaryDirectory() as folder:
-    path = graphcache.export(pipe.transformer, Path(folder) / "digits")
+    # One program with both branches; by default it would be three straight lines.
+    path = graphcache.export(
+        pipe.transformer, Path(folder) / "digits", lowering="conditional"
+    )
     for file in sorted(path.iterdir()):
         print(f"{file.stat().st_size / 1e6:8.2f} MB  {file.name}")
 

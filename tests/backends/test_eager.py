@@ -12,7 +12,7 @@ from tests.models import run_loop, same, tiny
 windows = st.none() | st.sampled_from([(100.0, 800.0), (-1.0, 500.0), (400.0, 2000.0)])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(
     self_every=st.integers(1, 4),
     cross_every=st.integers(1, 4),

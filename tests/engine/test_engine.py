@@ -121,7 +121,7 @@ def test_another_lowering_than_the_modules(
     )
 
 
-FEW = settings(max_examples=5, deadline=None, derandomize=True)
+FEW = settings(max_examples=3, deadline=None, derandomize=True)
 
 
 @pytest.mark.slow
