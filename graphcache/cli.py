@@ -124,6 +124,10 @@ def export(
     lowering: Annotated[
         str, typer.Option(help=f"One of {', '.join(LOWERINGS)}.")
     ] = "auto",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Of the backend, NAME=VALUE; may be given several times."),
+    ] = None,
     device: Annotated[str, typer.Option(help="The device to run it.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="The precision.")] = "float32",
     overwrite: Annotated[
@@ -139,6 +143,7 @@ def export(
             batch=batch,
             backend=backend,
             lowering=lowering,
+            options=generation.parse_options(option or ()),
             device=device,
             dtype=dtype,
             overwrite=overwrite,

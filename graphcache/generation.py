@@ -7,8 +7,10 @@ transformer: the model's folder gives everything but that.
 from __future__ import annotations
 
 import importlib
+import json
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ class Export:
         batch: Clips in one call; twice as many as are wanted under guidance.
         backend: ``"aot_inductor"``, ``"onnx"`` or ``"tensorrt"``.
         lowering: As for `graphcache.compile`.
+        options: The backend's options.
         device: The device that is to run it.
         dtype: The precision of weights and inputs, such as ``"bfloat16"``.
         overwrite: Whether an engine may be replaced.
@@ -48,6 +51,7 @@ class Export:
     batch: int = 2
     backend: str = "aot_inductor"
     lowering: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     dtype: str = "float32"
     overwrite: bool = False
@@ -77,10 +81,30 @@ def export_model(wanted: Export, console: Console) -> None:
         compiled,
         wanted.output,
         backend=wanted.backend,
+        options=wanted.options,
         overwrite=wanted.overwrite,
     )
     for file in sorted(path.iterdir()):
         console.print(f"{file.stat().st_size:>14,} {file.name}", highlight=False)
+
+
+def parse_options(given: Sequence[str]) -> dict[str, Any]:
+    """Options of a backend from ``NAME=VALUE``.
+
+    Whole numbers, truth values and null are what they are in JSON; all else is text,
+    such as the compute capability 8.9.
+
+    Raises:
+        GraphCacheError: If there is no ``=``.
+    """
+    found = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise GraphCacheError(f"an option is NAME=VALUE, not {text!r}")
+        plain = value in ("true", "false", "null") or value.lstrip("-").isdigit()
+        found[name] = json.loads(value) if plain else value
+    return found
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -77,7 +77,21 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
     assert refused(
         invoke("export", path, out, "--backend", "x"), "unknown engine backend"
     )
+    assert refused(invoke("export", path, out, "--option", "x"), "NAME=VALUE")
+    unknown = invoke("export", path, out, "--option", "max_autotun=true")
+    assert unknown.exit_code == 1
+    assert "error: inductor has no option max_autotun" in unknown.stderr
     assert not out.exists()
+
+
+def test_options() -> None:
+    given = ("opset=21", "prepack=true", "compute_capability=8.9", "path=a=b")
+    assert generation.parse_options(given) == {
+        "opset": 21,
+        "prepack": True,
+        "compute_capability": "8.9",
+        "path": "a=b",
+    }
 
 
 class Pipeline:
