@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -10,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from graphcache.errors import BackendError
+from graphcache.lazy import make_named
 from graphcache.program import Program
 
 Executable = Callable[[list[Any]], Sequence[Tensor]]
@@ -78,14 +78,7 @@ def get_backend(name: str) -> Backend:
     Raises:
         BackendError: If there is none; the message lists the known names.
     """
-    try:
-        location = _BACKENDS[name]
-    except (KeyError, TypeError):
-        raise BackendError(
-            f"unknown backend {name!r}: know {', '.join(_BACKENDS)}"
-        ) from None
-    module, _, attribute = location.partition(":")
-    backend: Backend = getattr(importlib.import_module(module), attribute)()
+    backend: Backend = make_named(_BACKENDS, name, "backend", BackendError)
     return backend
 
 

@@ -7,7 +7,6 @@ backend is to a compiled module.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from graphcache.backends.registry import Executable
 from graphcache.errors import EngineError
+from graphcache.lazy import make_named
 from graphcache.program import Input, InputKind, Program, TensorType
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -155,12 +155,5 @@ def get_format(name: str) -> Format:
     Raises:
         EngineError: If there is none; the message lists the known names.
     """
-    try:
-        location = _FORMATS[name]
-    except (KeyError, TypeError):
-        raise EngineError(
-            f"unknown engine backend {name!r}: know {', '.join(_FORMATS)}"
-        ) from None
-    module, _, attribute = location.partition(":")
-    found: Format = getattr(importlib.import_module(module), attribute)()
+    found: Format = make_named(_FORMATS, name, "engine backend", EngineError)
     return found

@@ -64,11 +64,6 @@ class EngineModule(CacheControls, nn.Module):
         """Where it runs."""
         return self._graphcache_runner.device
 
-    @property
-    def cache_thresholds(self) -> Any:
-        """The thresholds of dynamic policies, by policy name; set at any time."""
-        return self._graphcache_runner.thresholds
-
     def enable_cache(self, config: None = None) -> None:
         """Reuse again after `disable_cache`.
 

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 import graphcache
 from graphcache import BackendError, CaptureError, EngineError, first_block_cache
 from graphcache.engine import export, load
+from graphcache.engine.files import read_manifest
+from graphcache.engine.formats import Job
+from graphcache.engine.sealing import decode
 from tests.engine.engines import compiled, engine_of, equal
-from tests.engine.memory import MemoryFormat
+from tests.engine.memory import NAME, MemoryFormat
 from tests.models import run_loop, same, tiny
 from tests.runtime.policies import DYNAMIC, STATIC
 
@@ -178,3 +181,14 @@ def test_a_default_that_nobody_can_make_again(tmp_path: Path) -> None:
     with torch.no_grad():
         subject(torch.randn(2, 3, 8), torch.full((2,), 500.0))
     refused(subject, tmp_path, "the default of shade is a tests.*Shade")
+
+
+def test_a_format_may_build_for_another_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(self: MemoryFormat, job: Job) -> dict[str, Any]:
+        return {"device": "cuda"}
+
+    monkeypatch.setattr(MemoryFormat, "write", write)
+    path = export(compiled(), tmp_path / "x", backend=NAME, progress=False)
+    assert decode(read_manifest(path)).target.device == "cuda"

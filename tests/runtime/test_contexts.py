@@ -10,8 +10,10 @@ import pytest
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
+from graphcache.errors import CaptureError
 from graphcache.runtime.clock import StepContext
 from graphcache.runtime.contexts import LISTENER, listen
+from graphcache.runtime.guard import refuse_hooks
 from tests.models import tiny
 from tests.zoo import ZOO, make
 
@@ -102,3 +104,11 @@ def test_a_copy_has_nobody_who_listens(module: nn.Module) -> None:
     for twin in (copy.deepcopy(ear), pickle.loads(pickle.dumps(ear))):
         assert type(twin) is type(ear)
         assert not list(twin.listeners)
+
+
+def test_what_listens_is_no_hook_that_is_refused(module: nn.Module) -> None:
+    listen(module, Heard())
+    refuse_hooks(module, root=False)
+    HookRegistry.check_if_exists_or_initialize(module).register_hook(ModelHook(), "x")
+    with pytest.raises(CaptureError, match=r"diffusers hooks \(x\)"):
+        refuse_hooks(module, root=False)
