@@ -18,7 +18,7 @@ from graphcache.engine.formats import Job
 from graphcache.engine.sealing import decode
 from tests.engine.engines import compiled, engine_of, equal
 from tests.engine.memory import NAME, MemoryFormat
-from tests.models import run_loop, same, tiny
+from tests.models import run_loop, same, tiny, tiny_inputs
 from tests.runtime.policies import DYNAMIC, STATIC
 
 pytestmark = pytest.mark.usefixtures("memory")
@@ -192,3 +192,17 @@ def test_a_format_may_build_for_another_device(
     monkeypatch.setattr(MemoryFormat, "write", write)
     path = export(compiled(), tmp_path / "x", backend=NAME, progress=False)
     assert decode(read_manifest(path)).target.device == "cuda"
+
+
+def test_an_expanded_argument_may_be_another_later(tmp_path: Path) -> None:
+    inputs = {**tiny_inputs(), "timestep": torch.tensor([500.0]).expand(2)}
+    subject = graphcache.compile(tiny(), STATIC, backend="eager", example_inputs=inputs)
+    path = export(subject, tmp_path / "x", backend=NAME, progress=False)
+    programs = decode(read_manifest(path)).programs.values()
+    strides = {
+        given.type.stride
+        for program in programs
+        for given in program.inputs
+        if given.target == "timestep"
+    }
+    assert strides == {(1,)}
