@@ -4,7 +4,7 @@ A program holds what the forward read while it was traced: scales, switches, the
 classes of the layers, the adapters that were active. `state_of` follows all that can be
 reached from the module and writes it down by structure. A processor that is replaced by
 an equal one is therefore no change, and a state that comes back is recognised. Of
-weights the types count and not the values, since a program is given the weights at every
+weights the types count and not the values: a program is given the weights at every
 call. What has no structure (a function, a tensor outside the weights, an object of C)
 counts by identity, and is kept alive for as long as the state is.
 """
