@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import sys
 import types
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from graphcache.runtime.code import code_of, is_foreign
+from graphcache.capture.eager import version
+from graphcache.runtime.code import code_of, library_of
 from graphcache.runtime.instances import INSTANCE_HOOKS
 from graphcache.runtime.polls import Polls
 
@@ -31,6 +33,8 @@ _IDENTITIES = (
     *(type, types.ModuleType, types.BuiltinFunctionType, enum.Enum, torch.dtype),
     *(torch.device, torch.layout, torch.memory_format, torch.Generator),
 )
+_OPAQUE = frozenset((*sys.stdlib_module_names, "torch", "numpy"))
+"""Libraries whose objects are not looked into."""
 _PLUMBING = frozenset(nn.Module().__dict__) - {"training"}
 """What torch keeps on every module. Hooks among it are refused elsewhere."""
 _OURS = ("_diffusers_hook", "_graphcache_runner")
@@ -126,7 +130,7 @@ class _Walk:
             return self._collection(kind, value)
         if isinstance(value, Mapping) and hasattr(value, "__dict__"):
             return kind, self._attributes(value)
-        if is_foreign(kind):
+        if library_of(kind) in _OPAQUE and kind is not types.SimpleNamespace:
             return self._identity(value)
         self.classes[kind] = None
         return kind, self._attributes(value), self._slots(value)
@@ -138,7 +142,7 @@ class _Walk:
     def _constant(self, value: Tensor) -> Any:
         """A tensor that is no weight, which a trace lifts out of the forward."""
         self.polls.add_tensor(value)
-        return self._identity(value)
+        return self._identity(value), version(value)
 
     def _entries(self, value: Mapping[Any, Any]) -> Any:
         return [(self.visit(key), self.visit(item)) for key, item in value.items()]
@@ -155,9 +159,9 @@ class _Walk:
 
     def _attributes(self, value: Any) -> Any:
         attributes = getattr(value, "__dict__", None)
+        self.polls.add_object(value)
         if not isinstance(attributes, dict):
             return None
-        self.polls.add_dict(attributes)
         return {name: self.visit(item) for name, item in attributes.items()}
 
     def _slots(self, value: Any) -> Any:
@@ -190,7 +194,7 @@ class _Walk:
         if id(part) not in self._parts:
             return self._stowaway(kind, part)
         self.classes[kind] = None
-        self.polls.add_dict(part.__dict__)
+        self.polls.add_object(part)
         groups = (part._parameters, part._buffers)
         # torch's own layers do not look for weights that they were not made with.
         ours = not kind.__module__.startswith("torch.nn.modules")
