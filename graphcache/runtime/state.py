@@ -97,6 +97,7 @@ class _Walk:
         self._root = root
         self._parts = {id(part) for part in root.modules()}
         self._seen: dict[int, int] = {}
+        self._known: dict[int, Any] = {}
         # Objects that are made while walking must not pass on their identity.
         self._alive: list[Any] = []
 
@@ -108,15 +109,26 @@ class _Walk:
         if kind in _NUMBERS:
             # One, True and 1.0 are equal; a NaN is not equal to itself.
             return kind, value if value == value else repr(value)
+        if isinstance(value, nn.Module):
+            return self._once(value) or self._module(kind, value)
+        if id(value) not in self._known:
+            self._alive.append(value)
+            # Until it is known: what it is inside of itself.
+            self._known[id(value)] = "cycle", kind
+            self._known[id(value)] = self._visit_new(kind, value)
+        return self._known[id(value)]
+
+    def _once(self, value: Any) -> Any:
+        """Where a module or weight was met before; None if it was not.
+
+        Tied weights are one input of a program, and untied ones are two.
+        """
         if id(value) in self._seen:
             return "seen", self._seen[id(value)]
         self._seen[id(value)] = len(self._seen)
-        self._alive.append(value)
-        return self._visit_new(kind, value)
+        return None
 
     def _visit_new(self, kind: type, value: Any) -> Any:
-        if isinstance(value, nn.Module):
-            return self._module(kind, value)
         if isinstance(value, Tensor):
             return self._constant(value)
         if isinstance(value, _IDENTITIES):
@@ -238,12 +250,13 @@ class _Walk:
     def _weight(self, weight: Tensor | None) -> Any:
         if weight is None:
             return None
-        if id(weight) in self._seen:
-            # Tied weights are one input of a program; untied ones are two.
-            return "seen", self._seen[id(weight)]
-        self._seen[id(weight)] = len(self._seen)
+        tied = self._once(weight)
+        if tied is not None:
+            return tied
         leaves = list(leaves_of(weight))
         self.polls.add_weights(leaves)
+        if leaves[0] is not weight:
+            self.polls.add_object(weight)
         return type(weight), [
             (type(leaf), tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device)
             for leaf in leaves
