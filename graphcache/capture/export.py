@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from graphcache.capture.casts import casts
 from graphcache.capture.failures import describe
+from graphcache.capture.kernels import PinnedKernels
 from graphcache.capture.twins import twins
 from graphcache.errors import CaptureError
 from graphcache.signature import Call, with_tensors
@@ -46,7 +47,7 @@ def export(
 
     def flat(*traced: Tensor) -> Any:
         options = {} if call.return_dict is None else {"return_dict": False}
-        with around(traced):
+        with around(traced), PinnedKernels():
             return forward(**with_tensors(call, traced), **options)
 
     module.__dict__["forward"] = flat

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from graphcache.capture.eager import version
+from graphcache.capture.kernels import only_mathematics
 from graphcache.runtime.code import code_of, library_of
 from graphcache.runtime.instances import INSTANCE_HOOKS
 from graphcache.runtime.polls import Polls
@@ -68,7 +69,10 @@ def state_of(module: nn.Module) -> tuple[ModuleState, Polls]:
     structure = walk.visit(module)
     code = code_of(walk.classes, walk.polls)
     kept = [*walk.kept, *code.kept]
-    return ModuleState((structure, code.structure), kept), walk.polls.seal()
+    # A setting of torch's that changes what is traced.
+    walk.polls.add_call(only_mathematics)
+    known = structure, code.structure, only_mathematics()
+    return ModuleState(known, kept), walk.polls.seal()
 
 
 def leaves_of(weight: Tensor) -> Iterator[Tensor]:
