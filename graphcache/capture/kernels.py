@@ -24,7 +24,7 @@ _FLAGS: tuple[Callable[[], bool], ...] = (
 
 
 class PinnedKernels(TorchFunctionMode):
-    """Replaces an attention for which the choice of kernels leaves mathematics alone."""
+    """Replaces an attention for which no other kernel than mathematics is allowed."""
 
     def __torch_function__(
         self,

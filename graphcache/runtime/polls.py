@@ -121,10 +121,10 @@ class Polls:
         # Every registration anywhere takes a number: most calls look at it alone.
         if RemovableHandle.next_id == self._handles:
             return False
-        self._kinds = list(map(type, self._objects))
-        self._answers = [function() for function in self._calls]
-        self._handles = RemovableHandle.next_id
-        return list(map(len, self._hooks)) != self._counts
+        hooked = list(map(len, self._hooks)) != self._counts
+        if not hooked:
+            self._handles = RemovableHandle.next_id
+        return hooked
 
 
 def _holds(values: list[Any], items: tuple[Any, ...]) -> bool:

@@ -360,8 +360,9 @@ def test_a_refused_change_leaves_the_module_and_the_loops() -> None:
     subject = compiled(module)
     first = call(subject)
     handle = module.blocks[0].register_forward_hook(lambda *_: None)
-    with pytest.raises(CaptureError, match=r"blocks\.0 has a torch forward hook"):
-        call(subject)
+    for _ in range(2):
+        with pytest.raises(CaptureError, match=r"blocks\.0 has a torch forward hook"):
+            call(subject)
     handle.remove()
     assert torch.equal(call(subject), first)
     assert subject.cache_stats.captures == 1
