@@ -37,8 +37,10 @@ from graphcache.capture.labels import (
     spreads,
 )
 from graphcache.capture.outputs import OutputTree, take_tensors
+from graphcache.capture.state import kept, shell
 from graphcache.capture.writes import Write
 from graphcache.errors import CaptureError, VerifyError
+from graphcache.locking import compiling
 from graphcache.runtime.instances import bare
 from graphcache.signature import Call
 from graphcache.spec import verify
@@ -93,9 +95,15 @@ def capture(module: nn.Module, call: Call) -> Capture:
     # Writes are counted outside inference mode only; its weights do not leave it.
     weights = (*module.parameters(), *module.buffers())
     inference = any(weight.is_inference() for weight in weights)
-    with torch.inference_mode(inference), torch.no_grad(), buffers_kept(module):
+    with (
+        compiling(),
+        torch.inference_mode(inference),
+        torch.no_grad(),
+        kept(module, always=False),
+        buffers_kept(module),
+    ):
         named, writes = call_eager(plain, call)
-        traced = _best_trace(plain, call)
+        traced = _best_trace(shell(plain), call)
     _check_alike(module, traced.output, named)
     return Capture(traced.program, traced.output, named, traced.read, writes)
 

@@ -30,7 +30,9 @@ from graphcache.capture.eager import refuse_writes
 from graphcache.capture.export import export
 from graphcache.capture.frame import TracedFrame, name_of
 from graphcache.capture.outputs import take_tensors
+from graphcache.capture.state import shell
 from graphcache.errors import BackendError
+from graphcache.locking import compiling
 from graphcache.runtime.instances import bare
 from graphcache.signature import Call
 
@@ -169,12 +171,12 @@ def capture_graph(
     Raises:
         CaptureError: If the graph cannot be exported, or writes to what it is given.
     """
-    stand_in = uncompiled(frame.module)
+    stand_in = shell(uncompiled(frame.module))
     graph = _labelled(graph_module, frame)
     stand_in.__dict__["forward"] = _forward(graph, inputs, stand_in)
     weights = (*frame.module.parameters(), *frame.module.buffers())
     inference = any(weight.is_inference() for weight in weights)
-    with torch.inference_mode(inference), torch.no_grad():
+    with compiling(), torch.inference_mode(inference), torch.no_grad():
         exported = export(stand_in, inputs.traced, lambda _: nullcontext())
     refuse_writes(_written(exported.graph_signature, inputs.traced))
     return _captured(exported, frame, inputs)

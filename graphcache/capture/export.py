@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from graphcache.capture.failures import describe
+from graphcache.capture.state import kept
+from graphcache.capture.threads import alone
 from graphcache.capture.twins import twins
 from graphcache.errors import CaptureError
 from graphcache.signature import Call, with_tensors
@@ -32,7 +34,8 @@ def export(
     """Trace a call into functional ATen whose user inputs are the call's tensors.
 
     Args:
-        module: The module; its forward is replaced while it is traced.
+        module: The module, or a shell of it; its forward and its parameters are
+            replaced while it is traced.
         call: The call to trace, with ``return_dict=False``.
         around: What the forward runs in, given the tensors that it is traced with.
 
@@ -50,7 +53,7 @@ def export(
 
     module.__dict__["forward"] = flat
     try:
-        with torch.no_grad(), quiet(), twins(module):
+        with torch.no_grad(), quiet(), twins(module), alone(), kept(module, always=True):
             exported = torch.export.export(module, tensors, strict=False)
             functional: torch.export.ExportedProgram = exported.run_decompositions({})
             return functional

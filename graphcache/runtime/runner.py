@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from graphcache.analysis.binding import timestep_path
 from graphcache.errors import CaptureError
+from graphcache.locking import compiling
 from graphcache.lowering import choose_lowering
 from graphcache.policy import configuration
 from graphcache.program import TensorType
@@ -115,14 +116,20 @@ class Runner(Stepper):
     def find(self, call: Call) -> CompiledLoop:
         """The loop that is good for a call, compiled now if there is none."""
         loop = self._loops.find(call)
-        if loop is None:
-            self._refuse_foreign(call)
-            loop = compile_loop(
-                bare(self.module), call, self.target, self.stats, self.context_name
-            )
-            self._loops.add(call, loop)
-            # What the module keeps from a first call is no change of it.
-            self._inspect()
+        return self._compile(call) if loop is None else loop
+
+    def _compile(self, call: Call) -> CompiledLoop:
+        with compiling():
+            # Another thread may have compiled it while this one waited.
+            loop = self._loops.find(call)
+            if loop is None:
+                self._refuse_foreign(call)
+                loop = compile_loop(
+                    bare(self.module), call, self.target, self.stats, self.context_name
+                )
+                self._loops.add(call, loop)
+                # What the module keeps from a first call is no change of it.
+                self._inspect()
         return loop
 
     def _inspect(self) -> None:
