@@ -148,7 +148,7 @@ def _trace(module: nn.Module, call: Call, *, shapes: bool) -> _Trace:
 
     exported = export(module, call, listening)
     graph_module = ir.copy_module(exported.graph_module)
-    _drop_assignments(graph_module.graph, exported.graph_signature)
+    _drop_assignments(graph_module.graph, exported.graph_signature, call)
     output = take_tensors(graph_module.graph, exported.call_spec.out_spec)
     inputs = inputs_of(graph_module.graph, exported.graph_signature.input_specs, call)
     constants = constants_of(exported)
@@ -208,12 +208,15 @@ def _known_values(call: Call, traced: Sequence[Tensor], shapes: bool) -> KnownVa
     )
 
 
-def _drop_assignments(graph: fx.Graph, signature: ExportGraphSignature) -> None:
+def _drop_assignments(
+    graph: fx.Graph, signature: ExportGraphSignature, call: Call
+) -> None:
     """Refuse writes to what the forward reads, and drop those to what it does not.
 
     A buffer that every call makes anew, and none reads before, is no state.
     """
     sources = {spec.target: spec.arg.name for spec in signature.input_specs}
+    given = dict(zip(signature.user_inputs, call.paths, strict=True))
     nodes = {node.name: node for node in ir.placeholders(graph)}
     kept, written = [], []
     for spec, value in zip(
@@ -224,7 +227,7 @@ def _drop_assignments(graph: fx.Graph, signature: ExportGraphSignature) -> None:
         elif spec.kind is not OutputKind.BUFFER_MUTATION or (
             nodes[sources[spec.target]].users
         ):
-            written.append(str(spec.target))
+            written.append(given.get(str(spec.target), str(spec.target)))
     refuse_writes(written)
     ir.output_node(graph).args = (tuple(kept),)
 

@@ -36,6 +36,8 @@ from graphcache.locking import compiling
 from graphcache.runtime.instances import bare
 from graphcache.signature import Call
 
+_DATA = torch._C._autograd._get_data_attr  # type: ignore[attr-defined]
+
 
 @dataclass(frozen=True)
 class GraphInputs:
@@ -247,6 +249,9 @@ def _labelled(graph_module: fx.GraphModule, frame: TracedFrame) -> fx.GraphModul
     first = {str(id(part)): path for path, part in reversed(parts.items())}
     root = {"": ("", type(frame.module))}
     for node in graph.nodes:
+        if node.target is _DATA:
+            # What it gives is unknown to a trace, which takes it for a constant.
+            node.target = torch.detach
         stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
         calls = dict(root)
         for key, (source, kind) in stack.items():

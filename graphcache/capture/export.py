@@ -25,6 +25,8 @@ from graphcache.capture.twins import twins
 from graphcache.errors import CaptureError
 from graphcache.signature import Call, with_tensors
 
+# How torch.export says that it does not know where a tensor comes from.
+_LOST = "fake tensor in the exported program"
 Around = Callable[[Sequence[Tensor]], contextlib.AbstractContextManager[None]]
 
 
@@ -61,12 +63,24 @@ def export(
         raise
     except Exception as error:
         raise CaptureError(
-            f"{type(module).__name__} cannot be captured{describe(module, error)}. "
-            "torch.export must be able to trace the forward: no branching on what "
-            "depends on the latents, the timestep or a weight, and no .item() of it."
+            f"{type(module).__name__} cannot be captured{_cause(module, error)}"
         ) from error
     finally:
         del module.__dict__["forward"]
+
+
+def _cause(module: nn.Module, error: Exception) -> str:
+    if _LOST in str(error):
+        return (
+            ": a tensor that the forward makes comes from no operator of torch "
+            "(as_subclass, copy.copy, a function of C++), and a trace cannot follow it: "
+            "clone() it, or make it by an operator"
+        )
+    return (
+        f"{describe(module, error)}. torch.export must be able to trace the forward: "
+        "no branching on what depends on the latents, the timestep or a weight, and no "
+        ".item() of it."
+    )
 
 
 def _apart(tensor: Tensor) -> Tensor:
