@@ -27,7 +27,7 @@ from graphcache.capture import (
     source_program,
 )
 from graphcache.capture.eager import refuse_writes
-from graphcache.capture.export import export
+from graphcache.capture.export import Export, export
 from graphcache.capture.frame import TracedFrame, name_of
 from graphcache.capture.outputs import take_tensors
 from graphcache.capture.state import shell
@@ -180,7 +180,7 @@ def capture_graph(
     inference = any(weight.is_inference() for weight in weights)
     with compiling(), torch.inference_mode(inference), torch.no_grad():
         exported = export(stand_in, inputs.traced, lambda _: nullcontext())
-    refuse_writes(_written(exported.graph_signature, inputs.traced))
+    refuse_writes(_written(exported.program.graph_signature, inputs.traced))
     return _captured(exported, frame, inputs)
 
 
@@ -201,11 +201,10 @@ def _written(signature: ExportGraphSignature, call: Call) -> list[str]:
     ]
 
 
-def _captured(
-    exported: torch.export.ExportedProgram, frame: TracedFrame, inputs: GraphInputs
-) -> Capture:
+def _captured(found: Export, frame: TracedFrame, inputs: GraphInputs) -> Capture:
+    exported = found.program
     module = ir.copy_module(exported.graph_module)
-    output = take_tensors(module.graph, exported.call_spec.out_spec)
+    output = take_tensors(module.graph, found.output)
     specs = exported.graph_signature.input_specs
     table = tuple(
         replace(entry, kind=ir.InputKind.WEIGHT)
@@ -213,9 +212,7 @@ def _captured(
         else entry
         for entry in inputs_of(module.graph, specs, inputs.traced)
     )
-    program = source_program(
-        frame.module, module, table, output, constants_of(exported)
-    )
+    program = source_program(frame.module, module, table, constants_of(exported))
     return Capture(program, output, output, frozenset(), ())
 
 

@@ -89,7 +89,7 @@ def traceable(
 
 
 def _set_data(tensor: Tensor, value: Tensor) -> Tensor:
-    return tensor.set_(value.detach())  # type: ignore[no-any-return]
+    return tensor.set_(value.detach())  # type: ignore[call-overload, no-any-return]
 
 
 def chooses_shape(

@@ -11,7 +11,7 @@ import copy
 import functools
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType, ModuleType, SimpleNamespace
