@@ -123,8 +123,11 @@ def _pyramid_attention_broadcast(config: Any) -> Configuration:
 
 
 def _declared_cross(region: Region) -> bool:
-    """Cross-attention as diffusers tells it: by the module's own attribute."""
-    return region.declares_cross
+    """Cross-attention as diffusers tells it: by the module's own attribute.
+
+    One that is given its own tokens as the context is self-attention all the same.
+    """
+    return region.declares_cross and region.flow != "self"
 
 
 def _faster_cache(config: Any) -> Configuration:
