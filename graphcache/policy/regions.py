@@ -62,6 +62,11 @@ def reject_path(
     return None
 
 
+def declares_cross(region: Region) -> bool:
+    """Cross-attention as diffusers tells it: by the module's own attribute."""
+    return region.declares_cross
+
+
 @dataclass(frozen=True)
 class Attention:
     """Select attention regions.
