@@ -35,8 +35,8 @@ def compile(
 
     Args:
         module: The transformer, in eval mode and without hooks.
-        config: A `graphcache.Policy`, a sequence of them, or one of diffusers' cache
-            configs.
+        config: A `graphcache.Policy`, a sequence of them, one of diffusers' cache
+            configs, or the same as data: a dict, or the path of a JSON or YAML file.
         backend: ``"inductor"``, ``"tensorrt"``, ``"eager"`` or ``"reference"``.
         lowering: ``"specialize"`` (one straight-line graph per combination of the
             host's decisions), ``"split"`` (the same, cut where the graph decides),
