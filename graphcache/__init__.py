@@ -20,6 +20,7 @@ from graphcache.errors import (
     VerifyError,
 )
 from graphcache.explanation import explain
+from graphcache.pipelines import disable, summary
 from graphcache.policy import (
     Always,
     Attention,
@@ -88,6 +89,7 @@ __all__ = [
     "calibrate",
     "compile",
     "dbcache",
+    "disable",
     "explain",
     "export",
     "fastercache",
@@ -100,6 +102,7 @@ __all__ = [
     "seacache",
     "smoothcache",
     "step_mask",
+    "summary",
     "taylorseer",
     "teacache",
     "tgate",

@@ -13,6 +13,7 @@ from torch import nn
 
 from graphcache.errors import CaptureError
 from graphcache.runtime.instances import INSTANCE_HOOKS
+from graphcache.runtime.offloading import unwrapped
 
 LISTENER = "graphcache"
 """What hears the contexts of a module, among its hooks; it replaces no forward."""
@@ -38,7 +39,8 @@ def refuse_hooks(module: nn.Module, *, root: bool) -> None:
     for path, part in module.named_modules():
         if not path and root:
             continue
-        hook = _hook_of(part)
+        # Offloading is put around what is compiled, not into it.
+        hook = _hook_of(part if path else unwrapped(part))
         if hook is not None:
             raise CaptureError(
                 f"{path or type(part).__name__} has {hook}: export would bake in what "

@@ -35,7 +35,8 @@ class Schedule:
     """A scheduler's timesteps, read once a generation.
 
     Args:
-        scheduler: Anything with ``timesteps``, a tensor made anew for a generation.
+        scheduler: Anything with ``timesteps``, a tensor made anew for a generation; or
+            a function without arguments that returns the scheduler of now.
         stats: Where reads are counted.
 
     Raises:
@@ -43,10 +44,14 @@ class Schedule:
     """
 
     def __init__(self, scheduler: Any, stats: Statistics) -> None:
+        self._follow: Callable[[], Any] | None = None
+        if callable(scheduler) and not hasattr(scheduler, "timesteps"):
+            self._follow = scheduler
+            scheduler = scheduler()
         if not hasattr(scheduler, "timesteps"):
             raise PolicyError(
                 f"{type(scheduler).__name__} has no timesteps: scheduler= takes the "
-                "scheduler of the pipeline"
+                "scheduler of the pipeline, or a function that returns it"
             )
         self.scheduler = scheduler
         self.stats = stats
@@ -67,6 +72,8 @@ class Schedule:
 
     def refresh(self) -> bool:
         """Read the timesteps if they were made anew; whether a generation began."""
+        if self._follow is not None:
+            self.scheduler = self._follow()
         source = self.scheduler.timesteps
         if source is self._source:
             return False
