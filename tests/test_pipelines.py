@@ -23,7 +23,7 @@ from graphcache import CaptureError, GraphCacheError, PolicyError, never_reuse
 from graphcache.pipelines import _scheduler_name, is_transformer
 from graphcache.policy import Mask, Policy
 from graphcache.policy.regions import Attention
-from graphcache.runtime.following import UNSCHEDULED, PipelineClock
+from graphcache.runtime.following import PipelineClock
 from graphcache.runtime.module import CompiledModule
 from tests.models import tiny
 from tests.pipes import (
@@ -331,7 +331,7 @@ def test_a_copy_of_the_transformer_follows_no_scheduler(way: str, given: bool) -
     compiled(pipe, scheduler=pipe.scheduler if given else None)
     alone = copies(pipe.transformer, way)
     followed = alone._graphcache_recipe.scheduler
-    assert followed is None or followed() is UNSCHEDULED
+    assert followed is None or followed() is None
     expected = draw(pipe)
     pipe.transformer = alone
     assert torch.equal(draw(pipe), expected)
@@ -428,7 +428,7 @@ def test_a_transformer_of_another_library_is_named() -> None:
     compiled(subject, {"denoiser": STATIC})
     assert isinstance(subject.denoiser, CompiledModule)
     # It has no scheduler, and needs none.
-    assert subject.denoiser._graphcache_recipe.scheduler() is UNSCHEDULED
+    assert subject.denoiser._graphcache_recipe.scheduler() is None
     assert graphcache.disable(subject).denoiser is original
 
 

@@ -7,13 +7,9 @@ because it holds the transformer that holds this.
 from __future__ import annotations
 
 import weakref
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
-
-UNSCHEDULED = SimpleNamespace(timesteps=None)
-"""What stands for the scheduler of a pipeline that has none."""
 
 
 class PipelineClock:
@@ -30,7 +26,7 @@ class PipelineClock:
 
     def __init__(self, pipe: Any = None, scheduler: str = "scheduler") -> None:
         self.scheduler = scheduler
-        self._latest: Any = UNSCHEDULED
+        self._latest: Any = None
         self._pipe: weakref.ref[Any] | None = None
         if pipe is not None:
             self.attach(pipe)
@@ -45,7 +41,7 @@ class PipelineClock:
         return None if self._pipe is None else self._pipe()
 
     def __call__(self) -> Any:
-        """The scheduler: anything with ``timesteps``, which are None if it has none."""
+        """The scheduler, which has ``timesteps``; None if there is none."""
         found = getattr(self.pipe, self.scheduler, None)
         if found is not None and hasattr(found, "timesteps"):
             self._latest = found
@@ -60,7 +56,7 @@ class PipelineClock:
         current = getattr(self.pipe, "current_timestep", None)
         if not isinstance(current, Tensor):
             return current
-        timesteps = self().timesteps
+        timesteps = getattr(self(), "timesteps", None)
         if not isinstance(timesteps, Tensor) or not _is_part(current, timesteps):
             return None
         return current
