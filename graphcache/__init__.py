@@ -20,6 +20,7 @@ from graphcache.errors import (
     VerifyError,
 )
 from graphcache.explanation import explain
+from graphcache.pipelines import disable, summary
 from graphcache.policy import (
     Always,
     Attention,
@@ -94,6 +95,7 @@ __all__ = [
     "config_from_dict",
     "config_to_dict",
     "dbcache",
+    "disable",
     "explain",
     "export",
     "fastercache",
@@ -108,6 +110,7 @@ __all__ = [
     "seacache",
     "smoothcache",
     "step_mask",
+    "summary",
     "taylorseer",
     "teacache",
     "tgate",
