@@ -10,7 +10,7 @@ each node under the module calls that Dynamo noted on it. So the program is the 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +30,7 @@ from graphcache.capture.eager import refuse_writes
 from graphcache.capture.export import export
 from graphcache.capture.frame import TracedFrame, name_of
 from graphcache.capture.outputs import take_tensors
+from graphcache.capture.weights import QuantisedWeight, quantised_weights
 from graphcache.errors import BackendError
 from graphcache.runtime.instances import bare
 from graphcache.signature import Call
@@ -174,10 +175,11 @@ def capture_graph(
     stand_in.__dict__["forward"] = _forward(graph, inputs, stand_in)
     weights = (*frame.module.parameters(), *frame.module.buffers())
     inference = any(weight.is_inference() for weight in weights)
+    quantised = quantised_weights(stand_in)
     with torch.inference_mode(inference), torch.no_grad():
-        exported = export(stand_in, inputs.traced, lambda _: nullcontext())
-    refuse_writes(_written(exported.graph_signature, inputs.traced))
-    return _captured(exported, frame, inputs)
+        exported = export(stand_in, inputs.traced, quantised, lambda _: nullcontext())
+    refuse_writes(_written(exported.graph_signature, inputs.traced, quantised))
+    return _captured(exported, frame, inputs, quantised)
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -187,9 +189,12 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return plain
 
 
-def _written(signature: ExportGraphSignature, call: Call) -> list[str]:
+def _written(
+    signature: ExportGraphSignature, call: Call, weights: Sequence[QuantisedWeight]
+) -> list[str]:
     """What the graph writes to; unlike a forward, it makes no buffers anew."""
-    given = dict(zip(signature.user_inputs, call.paths, strict=True))
+    inner = [target for weight in weights for target in weight.targets]
+    given = dict(zip(signature.user_inputs, [*call.paths, *inner], strict=True))
     return [
         given.get(str(spec.target), str(spec.target))
         for spec in signature.output_specs
@@ -198,7 +203,10 @@ def _written(signature: ExportGraphSignature, call: Call) -> list[str]:
 
 
 def _captured(
-    exported: torch.export.ExportedProgram, frame: TracedFrame, inputs: GraphInputs
+    exported: torch.export.ExportedProgram,
+    frame: TracedFrame,
+    inputs: GraphInputs,
+    weights: Sequence[QuantisedWeight],
 ) -> Capture:
     module = ir.copy_module(exported.graph_module)
     output = take_tensors(module.graph, exported.call_spec.out_spec)
@@ -207,7 +215,7 @@ def _captured(
         replace(entry, kind=ir.InputKind.WEIGHT)
         if entry.target in inputs.weights
         else entry
-        for entry in inputs_of(module.graph, specs, inputs.traced)
+        for entry in inputs_of(module.graph, specs, inputs.traced, weights)
     )
     program = source_program(
         frame.module, module, table, output, constants_of(exported)

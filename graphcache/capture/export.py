@@ -1,7 +1,7 @@
 """Export: a module's forward over flat tensors, traced by `torch.export`.
 
-The forward is traced as a function of the call's tensors alone. Whatever else it is
-given (numbers, containers, objects) is built around them inside, so that no node of
+The forward is traced as a function of plain tensors alone: the call's, and those that
+quantised weights are made of. Whatever else it is given (numbers, containers, objects) is built around them inside, so that no node of
 the trace stands for it.
 """
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from graphcache.capture.failures import describe
 from graphcache.capture.twins import twins
+from graphcache.capture.weights import QuantisedWeight, put_in, taken_out
 from graphcache.errors import CaptureError
 from graphcache.signature import Call, with_tensors
 
@@ -27,30 +28,39 @@ Around = Callable[[Sequence[Tensor]], contextlib.AbstractContextManager[None]]
 
 
 def export(
-    module: nn.Module, call: Call, around: Around
+    module: nn.Module,
+    call: Call,
+    weights: Sequence[QuantisedWeight],
+    around: Around,
 ) -> torch.export.ExportedProgram:
-    """Trace a call into functional ATen whose user inputs are the call's tensors.
+    """Trace a call into functional ATen.
+
+    Its user inputs are the call's tensors, then those that its quantised weights are
+    made of.
 
     Args:
         module: The module; its forward is replaced while it is traced.
         call: The call to trace, with ``return_dict=False``.
+        weights: The module's quantised weights, which are replaced as well.
         around: What the forward runs in, given the tensors that it is traced with.
 
     Raises:
         CaptureError: If the forward cannot be traced.
     """
     # One object in two places would become one input, and a later call may differ.
-    tensors = tuple(_apart(tensor) for tensor in call.tensors)
-    forward = module.forward
+    inner = [part for weight in weights for part in weight.parts.values()]
+    tensors = tuple(_apart(tensor) for tensor in (*call.tensors, *inner))
+    forward, count = module.forward, len(call.tensors)
 
-    def flat(*traced: Tensor) -> Any:
+    def flat(*values: Tensor) -> Any:
         options = {} if call.return_dict is None else {"return_dict": False}
-        with around(traced):
+        traced = values[:count]
+        with put_in(weights, values[count:]), around(traced):
             return forward(**with_tensors(call, traced), **options)
 
     module.__dict__["forward"] = flat
     try:
-        with torch.no_grad(), quiet(), twins(module):
+        with torch.no_grad(), quiet(), twins(module), taken_out(weights):
             exported = torch.export.export(module, tensors, strict=False)
             functional: torch.export.ExportedProgram = exported.run_decompositions({})
             return functional

@@ -110,7 +110,7 @@ class FlatWeights(Weights):
     def read(self) -> list[Tensor]:
         """The weights as this call gives them."""
         flat = self.flat
-        return [flat[place] for place in self.places]
+        return self.taken([flat[place] for place in self.places])
 
 
 class GraphStepper(Stepper):
@@ -221,6 +221,13 @@ class CompiledGraph:
             self._flat.clear()
 
 
+def _place(target: str, places: Mapping[str, int]) -> int:
+    """The place of the weight that a target names, or of the one that it is within."""
+    while target not in places:
+        target = target.rpartition(".")[0]
+    return places[target]
+
+
 def _over(
     loop: CompiledLoop, flat: list[Any], places: Mapping[str, int]
 ) -> CompiledLoop:
@@ -230,8 +237,9 @@ def _over(
         if isinstance(route, Segment):
             inputs = route.interface.inputs
             names = [e.target for e in inputs if e.kind is InputKind.WEIGHT]
-            found = tuple(places[name] for name in names)
-            return replace(route, weights=FlatWeights((), (), flat, found))
+            found = tuple(_place(name, places) for name in names)
+            inner = route.weights.inner
+            return replace(route, weights=FlatWeights((), (), inner, flat, found))
         compute, reuse = over(route.compute), over(route.reuse)
         head = over(route.head)
         assert isinstance(head, Segment)

@@ -1,0 +1,291 @@
+"""Quantised weights: what a weight that is no plain tensor is made of.
+
+A quantised weight is a tensor subclass around plain tensors: packed bytes, scales, zero
+points. A program holds the plain tensors alone. So each kind of weight can be taken
+apart into them, put together from others while a forward is traced, and described, so
+that a change of its kind is noticed.
+
+Most kinds say themselves what they are made of (``__tensor_flatten__``: torchao,
+quanto). The others have a row in `SCHEMES`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+from graphcache.errors import CaptureError
+
+Take = Callable[[Any], Tensor]
+"""Reads one plain tensor of a weight, given the weight as it is now."""
+_PLAIN = (Tensor, nn.Parameter)
+
+
+class Scheme(Protocol):
+    """How weights of one kind are taken apart and put together.
+
+    ``owner`` is the module that holds the weight: some kinds keep a part of it there.
+    """
+
+    def takes(self, weight: Any, owner: nn.Module) -> Mapping[str, Take]:
+        """By name, how to read each plain tensor that the weight is made of."""
+        ...
+
+    def rebuild(self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]) -> Any:
+        """What stands in for the weight in a forward, made of other plain tensors."""
+        ...
+
+    def facts(self, weight: Any) -> Any:
+        """What the weight is besides its tensors."""
+        ...
+
+
+class Wrapper:
+    """A subclass that implements ``__tensor_flatten__`` and ``__tensor_unflatten__``."""
+
+    def takes(self, weight: Any, owner: nn.Module) -> Mapping[str, Take]:
+        """The tensors that the subclass names, and theirs where they are subclasses."""
+        return {name: operator.attrgetter(name) for name in _inner_names(weight)}
+
+    def rebuild(self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]) -> Any:
+        """Another instance of the subclass."""
+        return _unflattened(weight, parts, "")
+
+    def facts(self, weight: Any) -> Any:
+        """What the subclass says besides, and the same of the subclasses within."""
+        names, context = weight.__tensor_flatten__()
+        inner = [getattr(weight, name) for name in names]
+        within = [(type(t), self.facts(t)) for t in inner if not is_plain(t)]
+        return tuple(weight.shape), weight.stride(), weight.dtype, context, within
+
+
+def _inner_names(weight: Any) -> Iterator[str]:
+    names, _ = weight.__tensor_flatten__()
+    for name in names:
+        inner = getattr(weight, name)
+        if is_plain(inner):
+            yield name
+        else:
+            yield from (f"{name}.{below}" for below in _inner_names(inner))
+
+
+def _unflattened(weight: Any, parts: Mapping[str, Tensor], prefix: str) -> Any:
+    names, context = weight.__tensor_flatten__()
+    inner = {}
+    for name in names:
+        path, held = f"{prefix}{name}", getattr(weight, name)
+        inner[name] = (
+            parts[path] if is_plain(held) else _unflattened(held, parts, f"{path}.")
+        )
+    return type(weight).__tensor_unflatten__(
+        inner, context, weight.size(), weight.stride()
+    )
+
+
+def _bytes_of(weight: Tensor) -> Tensor:
+    """The weight's own data as a plain tensor: an alias, so that writes are seen."""
+    alias: Tensor = Tensor._make_subclass(Tensor, weight)
+    return alias
+
+
+class GGUF:
+    """diffusers' `GGUFParameter`: blocks of bytes and the number of their type."""
+
+    def takes(self, weight: Any, owner: nn.Module) -> Mapping[str, Take]:
+        """The bytes."""
+        return {"data": _bytes_of}
+
+    def rebuild(self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]) -> Any:
+        """The bytes themselves, with what `dequantize_gguf_tensor` asks them for."""
+        data: Any = parts["data"]
+        data.quant_type, data.quant_shape = weight.quant_type, weight.quant_shape
+        data.as_tensor = lambda: data
+        return data
+
+    def facts(self, weight: Any) -> Any:
+        """The type of the blocks."""
+        return weight.quant_type
+
+
+class BitsAndBytes4:
+    """bitsandbytes' `Params4bit`: packed numbers and the state of their blocks."""
+
+    def takes(self, weight: Any, owner: nn.Module) -> Mapping[str, Take]:
+        """The packed numbers, the scales and the code; of scales that are packed too,
+        the same and their offset."""
+        names = ["absmax", "code"]
+        if weight.quant_state.nested:
+            names += ["offset", "state2.absmax", "state2.code"]
+        paths = [f"quant_state.{name}" for name in names]
+        return {"data": _bytes_of, **{p: operator.attrgetter(p) for p in paths}}
+
+    def rebuild(self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]) -> Any:
+        """The packed numbers, with a state of other tensors."""
+        data: Any = parts["data"]
+        state = copy.copy(weight.quant_state)
+        state.absmax = parts["quant_state.absmax"]
+        state.code = parts["quant_state.code"]
+        if state.nested:
+            state.offset = parts["quant_state.offset"]
+            state.state2 = copy.copy(state.state2)
+            state.state2.absmax = parts["quant_state.state2.absmax"]
+            state.state2.code = parts["quant_state.state2.code"]
+        data.quant_state = state
+        return data
+
+    def facts(self, weight: Any) -> Any:
+        """What the state says besides its tensors."""
+        return _plain_facts(weight.quant_state)
+
+
+def _plain_facts(state: Any) -> Any:
+    """The attributes of an object that are no tensors."""
+    return {
+        name: _plain_facts(value) if name == "state2" and value is not None else value
+        for name, value in vars(state).items()
+        if not isinstance(value, Tensor)
+    }
+
+
+class BitsAndBytes8:
+    """bitsandbytes' `Int8Params`: rows of int8, whose scales the layer holds."""
+
+    def takes(self, weight: Any, owner: nn.Module) -> Mapping[str, Take]:
+        """The rows, and the scale of each."""
+
+        def scales(_: Any) -> Tensor:
+            # The layer takes them from the weight at its first call.
+            state: Any = owner.state
+            found: Tensor = state.SCB if weight.SCB is None else weight.SCB
+            return found
+
+        return {"data": _bytes_of, "SCB": scales}
+
+    def rebuild(self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]) -> Any:
+        """The rows, with the scales that the layer's twin asks them for."""
+        data: Any = parts["data"]
+        data.CB, data.SCB = None, parts["SCB"]
+        return data
+
+    def facts(self, weight: Any) -> Any:
+        """Whether the layer quantises anew at each call."""
+        return weight.has_fp16_weights
+
+
+_WRAPPER = Wrapper()
+SCHEMES: Mapping[str, Scheme] = {
+    "diffusers.quantizers.gguf.utils.GGUFParameter": GGUF(),
+    "bitsandbytes.nn.modules.Params4bit": BitsAndBytes4(),
+    "bitsandbytes.nn.modules.Int8Params": BitsAndBytes8(),
+}
+"""By class: the kinds that do not say themselves what they are made of."""
+
+
+@functools.cache
+def _scheme_of(kind: type) -> Scheme | None:
+    """How weights of a class are taken apart; None for a class that is not known."""
+    for parent in kind.__mro__:
+        known = SCHEMES.get(f"{parent.__module__}.{parent.__qualname__}")
+        if known is not None:
+            return known
+    flattens = hasattr(kind, "__tensor_flatten__")
+    return _WRAPPER if flattens and hasattr(kind, "__tensor_unflatten__") else None
+
+
+@functools.cache
+def _is_plain_kind(kind: type) -> bool:
+    """Whether tensors of a class compute as plain ones do."""
+    if kind in _PLAIN or issubclass(kind, FakeTensor):
+        return True
+    own: Any = kind.__torch_function__
+    function = getattr(own, "__func__", own)
+    theirs: Any = Tensor.__torch_function__
+    alike = function in (theirs.__func__, torch._C._disabled_torch_function_impl)
+    dispatch = getattr(kind, "__torch_dispatch__", None)
+    disabled = dispatch is None or dispatch is Tensor.__torch_dispatch__
+    return alike and disabled and _scheme_of(kind) is None
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is plain data, not one that is made of others."""
+    return type(tensor) in _PLAIN or _is_plain_kind(type(tensor))
+
+
+def scheme_of(weight: Tensor, path: str) -> Scheme:
+    """How a weight that is no plain tensor is taken apart.
+
+    Raises:
+        CaptureError: If that is not known; the message names the weight and its kind.
+    """
+    scheme = _scheme_of(type(weight))
+    if scheme is None:
+        kind = type(weight)
+        raise CaptureError(
+            f"{path} is a {kind.__module__}.{kind.__qualname__}, a kind of tensor that "
+            "cannot be taken apart: it has no __tensor_flatten__. Quantise the module "
+            "with torchao, GGUF, bitsandbytes or quanto, or dequantise it first"
+        )
+    return scheme
+
+
+def parts_of(weight: Tensor, owner: nn.Module, path: str) -> dict[str, Tensor]:
+    """The plain tensors that a quantised weight is made of, by name.
+
+    Args:
+        weight: A weight that is no plain tensor.
+        owner: The module that holds it.
+        path: Its name, for messages.
+
+    Raises:
+        CaptureError: If its kind is not known.
+    """
+    takes = scheme_of(weight, path).takes(weight, owner)
+    return {name: take(weight) for name, take in takes.items()}
+
+
+def structure(weight: Tensor) -> Hashable:
+    """What a weight is besides its values; a capture is good for one structure.
+
+    None for a plain tensor, whose shape, dtype, device and strides say all. Of a
+    quantised weight, its class, those of the tensors that it is made of, and what its
+    class says besides, such as how activations are quantised. It costs tens of
+    microseconds for a quantised weight and a tenth of one for a plain one.
+    """
+    if is_plain(weight):
+        return None
+    scheme = _scheme_of(type(weight))
+    if scheme is None:
+        return type(weight)
+    return type(weight), _hashable(scheme.facts(weight)), tuple(_types(weight))
+
+
+def _types(weight: Tensor) -> Iterator[Hashable]:
+    inner = _inner_names(weight) if _scheme_of(type(weight)) is _WRAPPER else ()
+    for name in inner:
+        tensor: Tensor = operator.attrgetter(name)(weight)
+        shape, stride = tuple(tensor.shape), tensor.stride()
+        yield name, shape, tensor.dtype, tensor.device, stride
+
+
+def _hashable(value: Any) -> Hashable:
+    """A value as something that equals itself and hashes."""
+    if isinstance(value, Mapping):
+        return tuple((key, _hashable(item)) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_hashable, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return type(value), tuple(_hashable(getattr(value, name)) for name in names)
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    return value  # type: ignore[no-any-return]
