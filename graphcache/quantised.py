@@ -21,6 +21,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.functional import linear
+from torch.utils._pytree import tree_map
 
 from graphcache.errors import CaptureError
 
@@ -115,6 +117,46 @@ class GGUF:
         return weight.quant_type
 
 
+class QuantoBits(Wrapper):
+    """quanto's `WeightQBitsTensor`, which computes with what it dequantises to."""
+
+    def rebuild(self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]) -> Any:
+        """An instance that dequantises itself where it is used.
+
+        quanto does so in ``__torch_dispatch__``, of which `torch.export` makes no use.
+        """
+        made: Any = super().rebuild(weight, owner, parts)
+        if type(made).__name__ == "WeightQBitsTensor":
+            made.__class__ = _dequantising(type(made))
+        return made
+
+
+@functools.cache
+def _dequantising(kind: type) -> type:
+    """A subclass of a class of quanto's that dequantises where it is used."""
+
+    def dequantised(value: Any) -> Any:
+        return value.dequantize() if isinstance(value, kind) else value
+
+    def function(
+        cls: type, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func.__name__ == "__get__":
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args)
+        args, kwargs = tree_map(dequantised, (args, kwargs or {}))
+        return (_linear if func is linear else func)(*args, **kwargs)
+
+    members = {"__torch_function__": classmethod(function)}
+    return type(kind.__name__, (kind,), members)
+
+
+def _linear(given: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The product as quanto writes it, so that it rounds alike."""
+    product = torch.matmul(given, weight.t())
+    return product if bias is None else product + bias
+
+
 class BitsAndBytes4:
     """bitsandbytes' `Params4bit`: packed numbers and the state of their blocks."""
 
@@ -183,10 +225,11 @@ class BitsAndBytes8:
 _WRAPPER = Wrapper()
 SCHEMES: Mapping[str, Scheme] = {
     "diffusers.quantizers.gguf.utils.GGUFParameter": GGUF(),
+    "optimum.quanto.tensor.weights.qbits.WeightQBitsTensor": QuantoBits(),
     "bitsandbytes.nn.modules.Params4bit": BitsAndBytes4(),
     "bitsandbytes.nn.modules.Int8Params": BitsAndBytes8(),
 }
-"""By class: the kinds that do not say themselves what they are made of."""
+"""By class: the kinds that `Wrapper` does not serve."""
 
 
 @functools.cache
@@ -268,7 +311,8 @@ def structure(weight: Tensor) -> Hashable:
 
 
 def _types(weight: Tensor) -> Iterator[Hashable]:
-    inner = _inner_names(weight) if _scheme_of(type(weight)) is _WRAPPER else ()
+    flattens = isinstance(_scheme_of(type(weight)), Wrapper)
+    inner = _inner_names(weight) if flattens else ()
     for name in inner:
         tensor: Tensor = operator.attrgetter(name)(weight)
         shape, stride = tuple(tensor.shape), tensor.stride()
