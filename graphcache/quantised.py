@@ -41,7 +41,9 @@ class Scheme(Protocol):
         """By name, how to read each plain tensor that the weight is made of."""
         ...
 
-    def rebuild(self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]) -> Any:
+    def rebuild(
+        self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]
+    ) -> Any:
         """What stands in for the weight in a forward, made of other plain tensors."""
         ...
 
@@ -49,15 +51,24 @@ class Scheme(Protocol):
         """What the weight is besides its tensors."""
         ...
 
+    def refusal(self, weight: Any, owner: nn.Module, by_dynamo: bool) -> str | None:
+        """Why a forward with the weight cannot be captured, and what to do; or None.
+
+        ``by_dynamo``: the graph is one that Dynamo made of the forward as it is.
+        """
+        ...
+
 
 class Wrapper:
-    """A subclass that implements ``__tensor_flatten__`` and ``__tensor_unflatten__``."""
+    """A subclass that says what it is made of, by ``__tensor_flatten__``."""
 
     def takes(self, weight: Any, owner: nn.Module) -> Mapping[str, Take]:
         """The tensors that the subclass names, and theirs where they are subclasses."""
         return {name: operator.attrgetter(name) for name in _inner_names(weight)}
 
-    def rebuild(self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]) -> Any:
+    def rebuild(
+        self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]
+    ) -> Any:
         """Another instance of the subclass."""
         return _unflattened(weight, parts, "")
 
@@ -67,6 +78,10 @@ class Wrapper:
         inner = [getattr(weight, name) for name in names]
         within = [(type(t), self.facts(t)) for t in inner if not is_plain(t)]
         return tuple(weight.shape), weight.stride(), weight.dtype, context, within
+
+    def refusal(self, weight: Any, owner: nn.Module, by_dynamo: bool) -> str | None:
+        """None: what cannot be traced shows when it is."""
+        return None
 
 
 def _inner_names(weight: Any) -> Iterator[str]:
@@ -105,7 +120,9 @@ class GGUF:
         """The bytes."""
         return {"data": _bytes_of}
 
-    def rebuild(self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]) -> Any:
+    def rebuild(
+        self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]
+    ) -> Any:
         """The bytes themselves, with what `dequantize_gguf_tensor` asks them for."""
         data: Any = parts["data"]
         data.quant_type, data.quant_shape = weight.quant_type, weight.quant_shape
@@ -116,23 +133,39 @@ class GGUF:
         """The type of the blocks."""
         return weight.quant_type
 
+    def refusal(self, weight: Any, owner: nn.Module, by_dynamo: bool) -> str | None:
+        """None: its forward is arithmetic on bytes."""
+        return None
+
 
 class QuantoBits(Wrapper):
     """quanto's `WeightQBitsTensor`, which computes with what it dequantises to."""
 
-    def rebuild(self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]) -> Any:
+    def rebuild(
+        self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]
+    ) -> Any:
         """An instance that dequantises itself where it is used.
 
         quanto does so in ``__torch_dispatch__``, of which `torch.export` makes no use.
         """
         made: Any = super().rebuild(weight, owner, parts)
         if type(made).__name__ == "WeightQBitsTensor":
-            made.__class__ = _dequantising(type(made))
+            kind: Any = type(made)
+            made.__class__ = _dequantising(kind)
         return made
+
+    def refusal(self, weight: Any, owner: nn.Module, by_dynamo: bool) -> str | None:
+        """Weights packed for a kernel, whose layer takes no traced input."""
+        if type(weight).__name__ == "WeightQBitsTensor":
+            return None
+        return (
+            "is packed for a kernel of quanto's that cannot be traced: quantise to "
+            "qint8 or qfloat8, or with torchao"
+        )
 
 
 @functools.cache
-def _dequantising(kind: type) -> type:
+def _dequantising(kind: Any) -> Any:
     """A subclass of a class of quanto's that dequantises where it is used."""
 
     def dequantised(value: Any) -> Any:
@@ -147,7 +180,7 @@ def _dequantising(kind: type) -> type:
         args, kwargs = tree_map(dequantised, (args, kwargs or {}))
         return (_linear if func is linear else func)(*args, **kwargs)
 
-    members = {"__torch_function__": classmethod(function)}
+    members: dict[str, Any] = {"__torch_function__": classmethod(function)}
     return type(kind.__name__, (kind,), members)
 
 
@@ -161,15 +194,16 @@ class BitsAndBytes4:
     """bitsandbytes' `Params4bit`: packed numbers and the state of their blocks."""
 
     def takes(self, weight: Any, owner: nn.Module) -> Mapping[str, Take]:
-        """The packed numbers, the scales and the code; of scales that are packed too,
-        the same and their offset."""
+        """The packed numbers and their state, which may be packed itself."""
         names = ["absmax", "code"]
         if weight.quant_state.nested:
             names += ["offset", "state2.absmax", "state2.code"]
         paths = [f"quant_state.{name}" for name in names]
         return {"data": _bytes_of, **{p: operator.attrgetter(p) for p in paths}}
 
-    def rebuild(self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]) -> Any:
+    def rebuild(
+        self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]
+    ) -> Any:
         """The packed numbers, with a state of other tensors."""
         data: Any = parts["data"]
         state = copy.copy(weight.quant_state)
@@ -186,6 +220,18 @@ class BitsAndBytes4:
     def facts(self, weight: Any) -> Any:
         """What the state says besides its tensors."""
         return _plain_facts(weight.quant_state)
+
+    def refusal(self, weight: Any, owner: nn.Module, by_dynamo: bool) -> str | None:
+        """Weights that the forward packs for the CPU, where it has not done so yet."""
+        state: Any = weight.quant_state
+        packs = bool(getattr(owner, "support_avx512bf16_for_cpu", False))
+        packed = getattr(state, "packing_format_for_cpu", False)
+        if not (by_dynamo and packs and weight.device.type == "cpu") or packed:
+            return None
+        return (
+            "is packed for this CPU by its first call, which Dynamo would trace: call "
+            "the module once before torch.compile, or use graphcache.compile"
+        )
 
 
 def _plain_facts(state: Any) -> Any:
@@ -211,7 +257,9 @@ class BitsAndBytes8:
 
         return {"data": _bytes_of, "SCB": scales}
 
-    def rebuild(self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]) -> Any:
+    def rebuild(
+        self, weight: Any, owner: nn.Module, parts: Mapping[str, Tensor]
+    ) -> Any:
         """The rows, with the scales that the layer's twin asks them for."""
         data: Any = parts["data"]
         data.CB, data.SCB = None, parts["SCB"]
@@ -220,6 +268,22 @@ class BitsAndBytes8:
     def facts(self, weight: Any) -> Any:
         """Whether the layer quantises anew at each call."""
         return weight.has_fp16_weights
+
+    def refusal(self, weight: Any, owner: nn.Module, by_dynamo: bool) -> str | None:
+        """Layers that quantise at each call; outliers in Dynamo's graph."""
+        if weight.has_fp16_weights:
+            return (
+                "is quantised anew at each call: make the layer with "
+                "has_fp16_weights=False, as diffusers does"
+            )
+        state: Any = owner.state
+        if by_dynamo and state.threshold > 0.0:
+            return (
+                "looks for outliers (llm_int8_threshold), and Dynamo's graph would "
+                "return their list, whose length depends on data: use "
+                "graphcache.compile, or llm_int8_threshold=0.0"
+            )
+        return None
 
 
 _WRAPPER = Wrapper()
@@ -233,7 +297,7 @@ SCHEMES: Mapping[str, Scheme] = {
 
 
 @functools.cache
-def _scheme_of(kind: type) -> Scheme | None:
+def _scheme_of(kind: Any) -> Scheme | None:
     """How weights of a class are taken apart; None for a class that is not known."""
     for parent in kind.__mro__:
         known = SCHEMES.get(f"{parent.__module__}.{parent.__qualname__}")
@@ -244,7 +308,7 @@ def _scheme_of(kind: type) -> Scheme | None:
 
 
 @functools.cache
-def _is_plain_kind(kind: type) -> bool:
+def _is_plain_kind(kind: Any) -> bool:
     """Whether tensors of a class compute as plain ones do."""
     if kind in _PLAIN or issubclass(kind, FakeTensor):
         return True
@@ -295,28 +359,28 @@ def parts_of(weight: Tensor, owner: nn.Module, path: str) -> dict[str, Tensor]:
 
 
 def structure(weight: Tensor) -> Hashable:
-    """What a weight is besides its values; a capture is good for one structure.
+    """What a quantised weight is besides its values.
 
-    None for a plain tensor, whose shape, dtype, device and strides say all. Of a
-    quantised weight, its class, those of the tensors that it is made of, and what its
-    class says besides, such as how activations are quantised. It costs tens of
-    microseconds for a quantised weight and a tenth of one for a plain one.
+    A capture is good for one structure: the class, the type of the weight and of the
+    tensors that it is made of, and what its class says besides, such as how activations
+    are quantised. It takes some tens of microseconds.
     """
-    if is_plain(weight):
-        return None
     scheme = _scheme_of(type(weight))
-    if scheme is None:
-        return type(weight)
-    return type(weight), _hashable(scheme.facts(weight)), tuple(_types(weight))
+    facts = None if scheme is None else _hashable(scheme.facts(weight))
+    return type(weight), facts, tuple(_type_of(leaf) for leaf in leaves_of(weight))
 
 
-def _types(weight: Tensor) -> Iterator[Hashable]:
-    flattens = isinstance(_scheme_of(type(weight)), Wrapper)
-    inner = _inner_names(weight) if flattens else ()
-    for name in inner:
-        tensor: Tensor = operator.attrgetter(name)(weight)
-        shape, stride = tuple(tensor.shape), tensor.stride()
-        yield name, shape, tensor.dtype, tensor.device, stride
+def _type_of(leaf: Tensor) -> Hashable:
+    return tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device
+
+
+def leaves_of(weight: Tensor) -> Iterator[Tensor]:
+    """The tensors that say what a weight's type is: itself, or those inside of it."""
+    if is_plain(weight) or not isinstance(_scheme_of(type(weight)), Wrapper):
+        yield weight
+        return
+    for name in _inner_names(weight):
+        yield operator.attrgetter(name)(weight)
 
 
 def _hashable(value: Any) -> Hashable:

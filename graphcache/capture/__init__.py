@@ -287,9 +287,7 @@ def inputs_of(
     return _weights_first(graph, inputs)
 
 
-def _weights_first(
-    graph: fx.Graph, inputs: Sequence[ir.Input]
-) -> tuple[ir.Input, ...]:
+def _weights_first(graph: fx.Graph, inputs: Sequence[ir.Input]) -> tuple[ir.Input, ...]:
     """Put the weights ahead of all other inputs, and else leave them as they stand."""
     nodes = {node.name: node for node in ir.placeholders(graph)}
     ordered = sorted(inputs, key=lambda entry: entry.kind is not ir.InputKind.WEIGHT)

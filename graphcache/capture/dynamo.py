@@ -175,7 +175,7 @@ def capture_graph(
     stand_in.__dict__["forward"] = _forward(graph, inputs, stand_in)
     weights = (*frame.module.parameters(), *frame.module.buffers())
     inference = any(weight.is_inference() for weight in weights)
-    quantised = quantised_weights(stand_in)
+    quantised = quantised_weights(stand_in, by_dynamo=True)
     with torch.inference_mode(inference), torch.no_grad():
         exported = export(stand_in, inputs.traced, quantised, lambda _: nullcontext())
     refuse_writes(_written(exported.graph_signature, inputs.traced, quantised))

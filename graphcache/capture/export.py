@@ -1,8 +1,8 @@
 """Export: a module's forward over flat tensors, traced by `torch.export`.
 
 The forward is traced as a function of plain tensors alone: the call's, and those that
-quantised weights are made of. Whatever else it is given (numbers, containers, objects) is built around them inside, so that no node of
-the trace stands for it.
+quantised weights are made of. Whatever else it is given (numbers, containers, objects)
+is built around them inside, so that no node of the trace stands for it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,12 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphcache.capture.casts import casts
 from graphcache.capture.failures import describe
 from graphcache.capture.twins import twins
-from graphcache.capture.weights import QuantisedWeight, put_in, taken_out
+from graphcache.capture.weights import QuantisedWeight, described, put_in, taken_out
 from graphcache.errors import CaptureError
 from graphcache.signature import Call, with_tensors
 
+_TRACEABLE = (
+    "torch.export must be able to trace the forward: no branching on what depends on "
+    "the latents, the timestep or a weight, and no .item() of it"
+)
 Around = Callable[[Sequence[Tensor]], contextlib.AbstractContextManager[None]]
 
 
@@ -60,17 +66,17 @@ def export(
 
     module.__dict__["forward"] = flat
     try:
-        with torch.no_grad(), quiet(), twins(module), taken_out(weights):
+        with torch.no_grad(), quiet(), twins(module), taken_out(weights), casts(module):
             exported = torch.export.export(module, tensors, strict=False)
             functional: torch.export.ExportedProgram = exported.run_decompositions({})
             return functional
     except CaptureError:
         raise
     except Exception as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         raise CaptureError(
             f"{type(module).__name__} cannot be captured{describe(module, error)}. "
-            "torch.export must be able to trace the forward: no branching on what "
-            "depends on the latents, the timestep or a weight, and no .item() of it."
+            f"{described(weights, frames) or _TRACEABLE}."
         ) from error
     finally:
         del module.__dict__["forward"]

@@ -1,10 +1,9 @@
 """Twins: methods of known modules, written so that they can be traced.
 
 A module may ask the host for a value that changes at every step where the graph could
-have it: how many tokens go to each expert. Or it may keep tensors of a call. A twin gives
-the same result without.
-It stands in for the module's own method while the module is traced, and is the same
-bit for bit.
+have it: how many tokens go to each expert. Or it may keep tensors of a call in itself.
+A twin does neither. It stands in for the module's own method while the module is
+traced, and gives the same result bit for bit.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def bitsandbytes_int8_linear(module: Any, x: Tensor) -> Tensor:
     if threshold > 0.0:
         product = ops.int8_mixed_scaled_mm.default
         held = weight.SCB
-        out, _ = product(rows, given, weight, scales, held, outliers, bias)
+        out: Tensor = product(rows, given, weight, scales, held, outliers, bias)[0]
     else:
         multiply = ops.int8_scaled_mm.default
         out = multiply(given, weight, scales, weight.SCB, bias=bias, dtype=rows.dtype)

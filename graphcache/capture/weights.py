@@ -7,13 +7,15 @@ plain tensors are given as inputs, and the forward sees weights made of those.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
 
+from graphcache.errors import CaptureError
 from graphcache.quantised import Scheme, is_plain, parts_of, scheme_of
 
 
@@ -50,11 +52,17 @@ class QuantisedWeight:
         return self.scheme.rebuild(self.weight, self.owner, parts)
 
 
-def quantised_weights(module: nn.Module) -> tuple[QuantisedWeight, ...]:
+def quantised_weights(
+    module: nn.Module, *, by_dynamo: bool = False
+) -> tuple[QuantisedWeight, ...]:
     """Every weight of a module that is no plain tensor.
 
+    Args:
+        module: The module.
+        by_dynamo: Whether what is traced is a graph that Dynamo made of its forward.
+
     Raises:
-        CaptureError: If one is of a kind that is not known.
+        CaptureError: If one is of a kind that is not known, or cannot be captured.
     """
     found = []
     for prefix, part in module.named_modules():
@@ -63,11 +71,38 @@ def quantised_weights(module: nn.Module) -> tuple[QuantisedWeight, ...]:
                 if value is None or is_plain(value):
                     continue
                 path = f"{prefix}.{name}".lstrip(".")
-                scheme, parts = scheme_of(value, path), parts_of(value, part, path)
+                scheme = scheme_of(value, path)
+                _refuse(scheme.refusal(value, part, by_dynamo), path, value)
+                parts = parts_of(value, part, path)
                 found.append(
                     QuantisedWeight(path, part, group, name, value, scheme, parts)
                 )
     return tuple(found)
+
+
+def _refuse(reason: str | None, path: str, weight: Tensor) -> None:
+    if reason is not None:
+        raise CaptureError(f"{path}, a {type(weight).__qualname__}, {reason}")
+
+
+def described(
+    weights: Sequence[QuantisedWeight], frames: Iterable[FrameType]
+) -> str | None:
+    """What to say of a trace that failed in a module that holds a quantised weight.
+
+    Args:
+        weights: The weights.
+        frames: Where the failure was, the outermost first.
+    """
+    callers = [frame.f_locals.get("self") for frame in frames]
+    for weight in weights:
+        if any(caller is weight.owner for caller in callers):
+            return (
+                f"{weight.path} is a {type(weight.weight).__qualname__}, whose "
+                "operators could not be traced here: leave that layer out of the "
+                "quantisation, or quantise it in another way"
+            )
+    return None
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from graphcache.runtime.bar import progress_bar
 from graphcache.runtime.module import CompiledModule
 from graphcache.runtime.runner import Runner
 from graphcache.runtime.streams import Stream
-from graphcache.runtime.weights import Weights
+from graphcache.runtime.weights import Weights, weights_of
 from graphcache.signature import Call
 
 
@@ -171,9 +171,10 @@ def _tensors(
     module: nn.Module, programs: Mapping[str, Program]
 ) -> dict[tuple[InputKind, str], Tensor]:
     found: dict[tuple[InputKind, str], Tensor] = {}
+    table = weights_of(module)
     for program in programs.values():
         held = program.inputs_of(InputKind.WEIGHT)
-        weights = Weights.of(module, program.inputs).read()
+        weights = Weights.of(program.inputs, table).read()
         for entry, weight in zip(held, weights, strict=True):
             found[entry.kind, entry.target] = weight.detach()
         for entry in program.inputs_of(InputKind.CONSTANT):

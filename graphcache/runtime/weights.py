@@ -1,93 +1,109 @@
-"""Weights: read from the module at every call, never copied."""
+"""Weights: the tensors of the module itself, never copied.
+
+They are looked up when the module has changed, and not at every call: the polls of
+`graphcache.runtime.polls` tell when a weight was replaced. What was written to a weight
+is seen in any case, since the tensor is the module's own. What is within a quantised
+weight may be replaced while the weight stays: it is read from it at every call.
+"""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from graphcache.program import Input, InputKind
-from graphcache.quantised import Take, scheme_of
+from graphcache.quantised import Take, is_plain, scheme_of
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Where a program's weights live in the module, to be read at every call.
-
-    Reading them anew costs tens of nanoseconds each and means that a weight that was
-    written, moved or replaced is seen.
+class Within(NamedTuple):
+    """A tensor within a quantised weight, which is read from it at every call.
 
     Attributes:
-        owners: The parameters or buffers of the module that holds each.
-        names: Their names there.
-        inner: Of those that are tensors within a quantised weight, which they are and
-            how they are read from it.
+        weight: The weight.
+        take: Reads the tensor.
     """
 
-    owners: tuple[dict[str, Any], ...]
-    names: tuple[str, ...]
-    inner: tuple[tuple[int, Take], ...]
+    weight: Tensor
+    take: Take
+
+    def read(self) -> Tensor:
+        """The tensor as it is now."""
+        return self.take(self.weight)
+
+
+Table = Mapping[str, Tensor | Within]
+"""What a program may take, by the targets of its inputs."""
+
+
+class Weights:
+    """The weights of one program, in the order of its inputs.
+
+    Args:
+        targets: Their qualified names.
+        table: The tensors by qualified name.
+    """
+
+    def __init__(self, targets: Sequence[str], table: Table) -> None:
+        self.targets = tuple(targets)
+        self._values: list[Any] = []
+        self._within: list[tuple[int, Within]] = []
+        self.bind(table)
 
     @staticmethod
-    def of(module: nn.Module, inputs: Sequence[Input]) -> Weights:
-        """The weights that the inputs name, in their order.
+    def of(inputs: Sequence[Input], table: Table) -> Weights:
+        """The weights among a program's inputs."""
+        names = [entry.target for entry in inputs if entry.kind is InputKind.WEIGHT]
+        return Weights(names, table)
 
-        Raises:
-            CaptureError: If one is in a quantised weight of a kind that is not known.
-        """
-        targets = [e.target for e in inputs if e.kind is InputKind.WEIGHT]
-        places = [place_of(module, target) for target in targets]
-        inner = []
-        for index, place in enumerate(places):
-            if place.within:
-                weight = place.owner[place.name]
-                scheme = scheme_of(weight, targets[index])
-                inner.append((index, scheme.takes(weight, place.part)[place.within]))
-        owners = tuple(place.owner for place in places)
-        return Weights(owners, tuple(place.name for place in places), tuple(inner))
+    def bind(self, table: Table) -> None:
+        """Take the tensors of these names from now on."""
+        self._values = [table[target] for target in self.targets]
+        pairs = enumerate(self._values)
+        self._within = [(i, value) for i, value in pairs if isinstance(value, Within)]
+
+    def release(self) -> None:
+        """Hold no tensor until `bind` is called."""
+        self._values, self._within = [], []
+
+    @property
+    def takes(self) -> list[tuple[int, Take]]:
+        """Which of them are within quantised weights, and how those are read."""
+        return [(index, within.take) for index, within in self._within]
 
     def read(self) -> list[Tensor]:
         """The weights as they are now."""
-        return self.taken(list(map(operator.getitem, self.owners, self.names)))
-
-    def taken(self, weights: list[Any]) -> list[Tensor]:
-        """What is within quantised weights, in their places."""
-        for index, take in self.inner:
-            weights[index] = take(weights[index])
-        return weights
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a weight is.
-
-    Attributes:
-        part: The module that holds it.
-        owner: Its parameters or buffers.
-        name: The weight's name there.
-        within: What of the weight is meant; empty for all of it.
-    """
-
-    part: nn.Module
-    owner: dict[str, Any]
-    name: str
-    within: str
+        if not self._within:
+            return self._values
+        values = self._values.copy()
+        for index, within in self._within:
+            values[index] = within.read()
+        return values
 
 
-def place_of(module: nn.Module, target: str) -> Place:
-    """Find what a target names: ``blocks.0.to_q.weight``, or a tensor within it.
+def weights_of(module: nn.Module) -> dict[str, Tensor | Within]:
+    """The parameters and buffers of a module by qualified name, tied ones under each.
+
+    Of a quantised weight, there are the tensors that it is made of, under their names
+    after its own.
 
     Args:
         module: The module.
-        target: The path of a weight, then, where it is quantised, the name of one of
-            the tensors that it is made of.
+
+    Raises:
+        CaptureError: If a weight is of a kind that is not known.
     """
-    part, names = module, target.split(".")
-    while len(names) > 1 and names[0] in part._modules:
-        part = part.get_submodule(names.pop(0))
-    name, within = names[0], ".".join(names[1:])
-    owner = part._parameters if name in part._parameters else part._buffers
-    return Place(part, owner, name, within)
+    found: dict[str, Tensor | Within] = {}
+    for prefix, part in module.named_modules(remove_duplicate=False):
+        for group in (part._parameters, part._buffers):
+            for name, weight in group.items():
+                path = f"{prefix}.{name}".lstrip(".")
+                if weight is not None and is_plain(weight):
+                    found[path] = weight
+                elif weight is not None:
+                    takes = scheme_of(weight, path).takes(weight, part)
+                    found |= {
+                        f"{path}.{n}": Within(weight, t) for n, t in takes.items()
+                    }
+    return found
