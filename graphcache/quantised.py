@@ -109,8 +109,8 @@ def _unflattened(weight: Any, parts: Mapping[str, Tensor], prefix: str) -> Any:
 
 def _bytes_of(weight: Tensor) -> Tensor:
     """The weight's own data as a plain tensor: an alias, so that writes are seen."""
-    alias: Tensor = Tensor._make_subclass(Tensor, weight)
-    return alias
+    with torch._C.DisableTorchFunctionSubclass():
+        return weight.data
 
 
 class GGUF:
