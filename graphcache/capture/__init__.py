@@ -38,6 +38,7 @@ from graphcache.capture.labels import (
 )
 from graphcache.capture.outputs import OutputTree, take_tensors
 from graphcache.capture.state import kept, shell
+from graphcache.capture.weights import QuantisedWeight, quantised_weights
 from graphcache.capture.writes import Write
 from graphcache.errors import CaptureError, VerifyError
 from graphcache.locking import compiling
@@ -148,12 +149,14 @@ def _trace(module: nn.Module, call: Call, *, shapes: bool) -> _Trace:
         read.update(mode.read)
         left.add(mode.left)
 
-    found = export(module, call, listening)
+    weights = quantised_weights(module)
+    found = export(module, call, weights, listening)
     exported = found.program
     graph_module = ir.copy_module(exported.graph_module)
-    _drop_assignments(graph_module.graph, exported.graph_signature, call)
+    _drop_assignments(graph_module.graph, exported.graph_signature, call, weights)
     output = take_tensors(graph_module.graph, found.output)
-    inputs = inputs_of(graph_module.graph, exported.graph_signature.input_specs, call)
+    specs = exported.graph_signature.input_specs
+    inputs = inputs_of(graph_module.graph, specs, call, weights)
     constants = constants_of(exported)
     program = source_program(module, graph_module, inputs, constants)
     return _Trace(program, output, found.writes, frozenset(read), any(left))
@@ -210,14 +213,18 @@ def _known_values(call: Call, traced: Sequence[Tensor], shapes: bool) -> KnownVa
 
 
 def _drop_assignments(
-    graph: fx.Graph, signature: ExportGraphSignature, call: Call
+    graph: fx.Graph,
+    signature: ExportGraphSignature,
+    call: Call,
+    weights: Sequence[QuantisedWeight],
 ) -> None:
     """Refuse writes to what the forward reads, and drop those to what it does not.
 
     A buffer that every call makes anew, and none reads before, is no state.
     """
     sources = {spec.target: spec.arg.name for spec in signature.input_specs}
-    given = dict(zip(signature.user_inputs, call.paths, strict=True))
+    inner = [target for weight in weights for target in weight.targets]
+    given = dict(zip(signature.user_inputs, [*call.paths, *inner], strict=True))
     nodes = {node.name: node for node in ir.placeholders(graph)}
     kept, written = [], []
     for spec, value in zip(
@@ -279,15 +286,24 @@ def constants_of(exported: torch.export.ExportedProgram) -> Mapping[str, Tensor]
 
 
 def inputs_of(
-    graph: fx.Graph, specs: Sequence[InputSpec], call: Call
+    graph: fx.Graph,
+    specs: Sequence[InputSpec],
+    call: Call,
+    weights: Sequence[QuantisedWeight],
 ) -> tuple[ir.Input, ...]:
-    """Name every placeholder's source; arguments are called after their paths."""
-    paths = iter(call.paths)
+    """Name every placeholder's source; arguments are called after their paths.
+
+    What quantised weights are made of is moved to the front, to the other weights.
+    """
+    argument, weight = ir.InputKind.ARGUMENT, ir.InputKind.WEIGHT
+    inner = [target for held in weights for target in held.targets]
+    given = iter([*((argument, p) for p in call.paths), *((weight, t) for t in inner)])
     inputs = []
     for node, spec in zip(ir.placeholders(graph), specs, strict=True):
         if spec.kind is InputKind.USER_INPUT:
-            kind, target = ir.InputKind.ARGUMENT, next(paths)
-            node._rename(re.sub(r"\W", "_", target))
+            kind, target = next(given)
+            prefix = "p_" if kind is weight else ""
+            node._rename(prefix + re.sub(r"\W", "_", target))
         elif spec.kind in _WEIGHTS:
             kind, target = ir.InputKind.WEIGHT, str(spec.target)
         elif spec.kind is InputKind.CONSTANT_TENSOR:
@@ -295,4 +311,17 @@ def inputs_of(
         else:
             raise CaptureError(f"the module holds a {spec.kind.name}: {spec.target}")
         inputs.append(ir.Input(node.name, kind, target))
-    return tuple(inputs)
+    if not inner:
+        return tuple(inputs)
+    return _weights_first(graph, inputs)
+
+
+def _weights_first(graph: fx.Graph, inputs: Sequence[ir.Input]) -> tuple[ir.Input, ...]:
+    """Put the weights ahead of all other inputs, and else leave them as they stand."""
+    nodes = {node.name: node for node in ir.placeholders(graph)}
+    ordered = sorted(inputs, key=lambda entry: entry.kind is not ir.InputKind.WEIGHT)
+    last = graph._root
+    for entry in ordered:
+        last.append(nodes[entry.name])
+        last = nodes[entry.name]
+    return tuple(ordered)

@@ -10,7 +10,7 @@ each node under the module calls that Dynamo noted on it. So the program is the 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +31,7 @@ from graphcache.capture.export import Export, export
 from graphcache.capture.frame import TracedFrame, name_of
 from graphcache.capture.outputs import take_tensors
 from graphcache.capture.state import shell
+from graphcache.capture.weights import QuantisedWeight, quantised_weights
 from graphcache.errors import BackendError
 from graphcache.locking import compiling
 from graphcache.runtime.instances import bare
@@ -178,10 +179,11 @@ def capture_graph(
     stand_in.__dict__["forward"] = _forward(graph, inputs, stand_in)
     weights = (*frame.module.parameters(), *frame.module.buffers())
     inference = any(weight.is_inference() for weight in weights)
+    quantised = quantised_weights(stand_in, by_dynamo=True)
     with compiling(), torch.inference_mode(inference), torch.no_grad():
-        exported = export(stand_in, inputs.traced, lambda _: nullcontext())
-    refuse_writes(_written(exported.program.graph_signature, inputs.traced))
-    return _captured(exported, frame, inputs)
+        found = export(stand_in, inputs.traced, quantised, lambda _: nullcontext())
+    refuse_writes(_written(found.program.graph_signature, inputs.traced, quantised))
+    return _captured(found, frame, inputs, quantised)
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -191,9 +193,12 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return plain
 
 
-def _written(signature: ExportGraphSignature, call: Call) -> list[str]:
+def _written(
+    signature: ExportGraphSignature, call: Call, weights: Sequence[QuantisedWeight]
+) -> list[str]:
     """What the graph writes to; unlike a forward, it makes no buffers anew."""
-    given = dict(zip(signature.user_inputs, call.paths, strict=True))
+    inner = [target for weight in weights for target in weight.targets]
+    given = dict(zip(signature.user_inputs, [*call.paths, *inner], strict=True))
     return [
         given.get(str(spec.target), str(spec.target))
         for spec in signature.output_specs
@@ -201,7 +206,12 @@ def _written(signature: ExportGraphSignature, call: Call) -> list[str]:
     ]
 
 
-def _captured(found: Export, frame: TracedFrame, inputs: GraphInputs) -> Capture:
+def _captured(
+    found: Export,
+    frame: TracedFrame,
+    inputs: GraphInputs,
+    weights: Sequence[QuantisedWeight],
+) -> Capture:
     exported = found.program
     module = ir.copy_module(exported.graph_module)
     output = take_tensors(module.graph, found.output)
@@ -210,7 +220,7 @@ def _captured(found: Export, frame: TracedFrame, inputs: GraphInputs) -> Capture
         replace(entry, kind=ir.InputKind.WEIGHT)
         if entry.target in inputs.weights
         else entry
-        for entry in inputs_of(module.graph, specs, inputs.traced)
+        for entry in inputs_of(module.graph, specs, inputs.traced, weights)
     )
     program = source_program(frame.module, module, table, constants_of(exported))
     return Capture(program, output, output, frozenset(), ())

@@ -44,7 +44,7 @@ from graphcache.runtime.loop import Loop
 from graphcache.runtime.loops import ReadValues
 from graphcache.runtime.segment import Branching, Interface, Route, Segment
 from graphcache.runtime.stats import Statistics
-from graphcache.runtime.weights import Weights, weights_of
+from graphcache.runtime.weights import Table, Weights, weights_of
 from graphcache.signature import Call, with_tensors
 
 
@@ -79,6 +79,10 @@ class Target:
             PolicyError: If the policies match nothing.
         """
         return cached_program(module, call, self.wanted, context)
+
+    def weights(self, module: nn.Module) -> Table:
+        """What a program may take, by the targets of its inputs."""
+        return weights_of(module)
 
 
 @dataclass(frozen=True)
@@ -236,7 +240,7 @@ def _compile(
 ) -> tuple[dict[Signature, Route], dict[str, Route]]:
     """Compile everything that a step may run; what is hoisted runs eager."""
     unique = {id(p): p for tree in lowering.routes.values() for p in segments(tree)}
-    table = weights_of(module)
+    table = target.weights(module)
     compiled: dict[int, Segment] = {}
     with progress_bar("compiling", len(unique), shown=target.progress) as advance:
         for key, part in unique.items():
@@ -255,9 +259,7 @@ def _compile(
     return routes, {name: _route(t, small) for name, t in lowering.hoisted.items()}
 
 
-def _bound(
-    program: Program, run: Executable, table: Mapping[str, Tensor], call: Call
-) -> Segment:
+def _bound(program: Program, run: Executable, table: Table, call: Call) -> Segment:
     weights = Weights.of(program.inputs, table)
     interface = Interface.of(program)
     return Segment.bind(interface, run, weights, program.constants, call.paths)

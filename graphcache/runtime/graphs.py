@@ -22,12 +22,13 @@ from graphcache.errors import BackendError
 from graphcache.passes.manager import run_passes
 from graphcache.passes.pipeline import rewrite_pipeline
 from graphcache.program import InputKind, Program, placeholders
+from graphcache.quantised import Take
 from graphcache.runtime.clock import StepContext
 from graphcache.runtime.compiling import CompiledLoop, Target, compile_loop
 from graphcache.runtime.segment import Route, Segment
 from graphcache.runtime.stepper import Stepper
 from graphcache.runtime.thresholds import Thresholds, thresholds_of
-from graphcache.runtime.weights import Weights
+from graphcache.runtime.weights import Table, Weights
 from graphcache.signature import Call, CallSignature
 
 
@@ -38,10 +39,16 @@ class GraphTarget(Target):
     Attributes:
         captured: The source program.
         traced: The call that Dynamo traced, with all of its arguments.
+        held: What the module holds without having registered it.
     """
 
     captured: Capture
     traced: Call
+    held: Mapping[str, Tensor]
+
+    def weights(self, module: nn.Module) -> Table:
+        """The module's weights, and what it holds besides."""
+        return {**super().weights(module), **self.held}
 
     def rewrite(self, module: nn.Module, call: Call, context: str | None) -> Capture:
         """Rewrite the graph into what is lowered.
@@ -101,17 +108,24 @@ class FlatWeights(Weights):
     Args:
         flat: The inputs of the call in progress.
         places: Which of them they are.
+        inner: Of those within quantised weights, which they are and how they are read.
     """
 
-    def __init__(self, flat: list[Any], places: tuple[int, ...]) -> None:
+    def __init__(
+        self, flat: list[Any], places: tuple[int, ...], inner: list[tuple[int, Take]]
+    ) -> None:
         super().__init__((), {})
         self.flat = flat
         self.places = places
+        self.inner = inner
 
     def read(self) -> list[Tensor]:
         """The weights as this call gives them."""
         flat = self.flat
-        return [flat[place] for place in self.places]
+        values = [flat[place] for place in self.places]
+        for index, take in self.inner:
+            values[index] = take(values[index])
+        return values
 
 
 class GraphStepper(Stepper):
@@ -162,7 +176,12 @@ class GraphStepper(Stepper):
         """
         inputs = GraphInputs.of(graph.graph, frame)
         captured = capture_graph(graph, frame, inputs)
-        target = GraphTarget(**vars(self.target), captured=captured, traced=frame.call)
+        target = GraphTarget(
+            **vars(self.target),
+            captured=captured,
+            traced=frame.call,
+            held=inputs.held,
+        )
         module, context = uncompiled(frame.module), self.context_name
         loop = compile_loop(module, inputs.call, target, self.stats, context)
         return CompiledGraph(self, loop, inputs)
@@ -222,6 +241,13 @@ class CompiledGraph:
             self._flat.clear()
 
 
+def _place(target: str, places: Mapping[str, int]) -> int:
+    """The place of the weight that a target names, or of the one that it is within."""
+    while target not in places:
+        target = target.rpartition(".")[0]
+    return places[target]
+
+
 def _over(
     loop: CompiledLoop, flat: list[Any], places: Mapping[str, int]
 ) -> CompiledLoop:
@@ -231,8 +257,9 @@ def _over(
         if isinstance(route, Segment):
             inputs = route.interface.inputs
             names = [e.target for e in inputs if e.kind is InputKind.WEIGHT]
-            found = tuple(places[name] for name in names)
-            return replace(route, weights=FlatWeights(flat, found))
+            found = tuple(_place(name, places) for name in names)
+            weights = FlatWeights(flat, found, route.weights.takes)
+            return replace(route, weights=weights)
         compute, reuse = over(route.compute), over(route.reuse)
         head = over(route.head)
         assert isinstance(head, Segment)
