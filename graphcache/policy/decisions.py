@@ -29,6 +29,8 @@ class Step:
             loop that begins in the middle does not begin at 0. None if not known.
         count: Steps of the schedule; None if not known.
         sigma: Noise level, 0 to 1; None if not known.
+        begun: The `index` at which the buffers were last empty: 0, unless the module,
+            a shape or the prompt changed in mid-generation.
     """
 
     index: int
@@ -36,6 +38,17 @@ class Step:
     position: int | None = None
     count: int | None = None
     sigma: float | None = None
+    begun: int = 0
+
+    @property
+    def age(self) -> int:
+        """How many calls came before, since the buffers were empty."""
+        return self.index - self.begun
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the buffers are empty, so that everything computes."""
+        return self.index == self.begun
 
     @property
     def place(self) -> int:
@@ -200,6 +213,8 @@ class Mask(Static):
         computed: One truth value per step of the schedule.
         steps: The number of steps the mask is for; None accepts any.
         wraps: Whether the mask begins again after its end.
+        own: Whether `steps` may be those that one of several models sees of a loop that
+            they share, such as Wan 2.2's two; then its calls are counted.
 
     Raises:
         PolicyError: If the mask is empty, holds anything but 0 and 1, or does not
@@ -209,6 +224,7 @@ class Mask(Static):
     computed: tuple[int, ...]
     steps: int | None = None
     wraps: bool = False
+    own: bool = False
 
     def __post_init__(self) -> None:
         if not self.computed or any(value not in (0, 1) for value in self.computed):
@@ -239,20 +255,28 @@ class Mask(Static):
     def computes(self, step: Step) -> bool:
         """What the mask says of the step."""
         length = len(self.computed)
-        place = step.place % length if self.wraps else step.place
+        at = step.index if self.is_part(step.count) else step.place
+        place = at % length if self.wraps else at
         return step.index == 0 or place >= length or bool(self.computed[place])
 
     def check(self, count: int | None) -> None:
         """Refuse a loop of another length.
 
         Raises:
-            PolicyError: If `steps` was given and the loop has another number.
+            PolicyError: If `steps` was given and the loop has another number, or fewer
+                if they may be a part of it.
         """
-        if self.steps is not None and count is not None and count != self.steps:
+        if self.steps is None or count is None or count == self.steps:
+            return
+        if not self.own or count < self.steps:
             raise PolicyError(
                 f"the schedule is for {self.steps} steps and the loop has {count}: "
                 "calibrate again, or make the mask for this number of steps"
             )
+
+    def is_part(self, count: int | None) -> bool:
+        """Whether it is for a part of a loop of so many steps."""
+        return self.own and None not in (count, self.steps) and count != self.steps
 
 
 @dataclass(frozen=True)

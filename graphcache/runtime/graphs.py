@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -95,6 +96,12 @@ class GraphCall(Call):
     loop: CompiledLoop
 
 
+class Flat(threading.local):
+    """The inputs of the call in progress; each thread has one."""
+
+    values: Sequence[Any] = ()
+
+
 @dataclass(frozen=True)
 class FlatWeights(Weights):
     """Weights among the inputs of a graph.
@@ -104,12 +111,12 @@ class FlatWeights(Weights):
         places: Which of them they are.
     """
 
-    flat: list[Any]
+    flat: Flat
     places: tuple[int, ...]
 
     def read(self) -> list[Tensor]:
         """The weights as this call gives them."""
-        flat = self.flat
+        flat = self.flat.values
         return [flat[place] for place in self.places]
 
 
@@ -144,7 +151,7 @@ class GraphStepper(Stepper):
             contexts.listen(module, self)
 
     def hear(self, context: StepContext | None) -> None:
-        """A context of the module's is entered, or left."""
+        """The caller enters a context of the module's, or leaves it."""
         self.clock.context = context
 
     def compile(self, graph: fx.GraphModule, frame: TracedFrame) -> CompiledGraph:
@@ -168,12 +175,16 @@ class GraphStepper(Stepper):
 
     def run_graph(self, call: GraphCall) -> Any:
         """One call of a graph."""
+        clock = self.clock
+        clock.enter()
         try:
             return self.step(call)
         except BaseException:
             # Whatever was interrupted, no later call may read what it left behind.
-            self.reset()
+            clock.reset(early=True)
             raise
+        finally:
+            clock.leave()
 
     def find(self, call: Call) -> CompiledLoop:
         """What the graph that is called was compiled to."""
@@ -194,7 +205,7 @@ class CompiledGraph:
         self, stepper: GraphStepper, loop: CompiledLoop, inputs: GraphInputs
     ) -> None:
         self.stepper = stepper
-        self._flat: list[Any] = []
+        self._flat = Flat()
         self._loop = _over(loop, self._flat, inputs.weights)
         call = inputs.call
         self._places = {path: inputs.arguments[path] for path in call.paths}
@@ -214,16 +225,14 @@ class CompiledGraph:
             return_dict=None,
             loop=self._loop,
         )
-        self._flat[:] = values
+        self._flat.values = values
         try:
             return self.stepper.run_graph(call)
         finally:
-            self._flat.clear()
+            self._flat.values = ()
 
 
-def _over(
-    loop: CompiledLoop, flat: list[Any], places: Mapping[str, int]
-) -> CompiledLoop:
+def _over(loop: CompiledLoop, flat: Flat, places: Mapping[str, int]) -> CompiledLoop:
     """The loop with its weights read from the inputs of a graph."""
 
     def over(route: Route) -> Route:
