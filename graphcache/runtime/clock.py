@@ -70,7 +70,7 @@ from typing import Any
 
 from torch import Tensor
 
-from graphcache.errors import GraphCacheError, PolicyError
+from graphcache.errors import PolicyError
 from graphcache.runtime.idle import Idle
 from graphcache.runtime.order import MOST_STREAMS, Line
 from graphcache.runtime.progress import Move, Progress
@@ -96,6 +96,7 @@ class Clock:
         streams: The streams of the request, by name.
         sources: What this clock and its twins ask.
         idle: Notes whether anything is reused.
+        busy: Held while a call of the request is in progress.
 
     Args:
         stats: Where reads and resets are counted.
@@ -120,7 +121,7 @@ class Clock:
         # Of all calls without a context together.
         self._progress = Progress()
         self._line = Line()
-        self._busy = threading.Lock()
+        self.busy = threading.Lock()
 
     def twin(self, request: str | None) -> Clock:
         """A clock of another request, that asks the same sources."""
@@ -194,23 +195,6 @@ class Clock:
     def held(self) -> list[Tensor]:
         """The buffers of this request."""
         return [t for stream in [*self.streams.values()] for t in stream.held()]
-
-    def enter(self) -> None:
-        """A call begins.
-
-        Raises:
-            GraphCacheError: If one is in progress: two threads named one request.
-        """
-        if not self._busy.acquire(blocking=False):
-            raise GraphCacheError(
-                f"request {self.request!r} has a call in progress in another thread, "
-                "and the steps of one generation follow each other: give every "
-                "generation a request of its own"
-            )
-
-    def leave(self) -> None:
-        """The call is over."""
-        self._busy.release()
 
     def _follow(self, schedule: Schedule, own: Own) -> None:
         """Look whether the scheduler begins a generation, and whether it is ours."""

@@ -145,10 +145,14 @@ class GraphStepper(Stepper):
         self.module = weakref.ref(module)
         self.target = target
         self.origin = origin
+        self._guessed = False
+        self._compiled: weakref.WeakValueDictionary[Any, CompiledGraph] = (
+            weakref.WeakValueDictionary()
+        )
         if "diffusers" in sys.modules:
             # Modules of other libraries have no contexts to hear.
             contexts = importlib.import_module("graphcache.runtime.contexts")
-            contexts.listen(module, self)
+            self._guessed = contexts.listen(module, self)
 
     def hear(self, context: StepContext | None) -> None:
         """The caller enters a context of the module's, or leaves it."""
@@ -167,24 +171,29 @@ class GraphStepper(Stepper):
             BackendError: If an input is not known, or the backend cannot compile.
         """
         inputs = GraphInputs.of(graph.graph, frame)
+        # Where two threads make the first call, Dynamo asks for one graph twice.
+        key = _identity(graph, inputs)
+        known = None if key is None else self._compiled.get(key)
+        if known is not None:
+            return known
         captured = capture_graph(graph, frame, inputs)
         target = GraphTarget(**vars(self.target), captured=captured, traced=frame.call)
         module, context = uncompiled(frame.module), self.context_name
         loop = compile_loop(module, inputs.call, target, self.stats, context)
-        return CompiledGraph(self, loop, inputs)
+        compiled = CompiledGraph(self, loop, inputs)
+        if key is not None:
+            self._compiled[key] = compiled
+        return compiled
 
     def run_graph(self, call: GraphCall) -> Any:
         """One call of a graph."""
-        clock = self.clock
-        clock.enter()
         try:
-            return self.step(call)
-        except BaseException:
-            # Whatever was interrupted, no later call may read what it left behind.
-            clock.reset(early=True)
-            raise
+            return self.in_turn(lambda: self.step(call))
         finally:
-            clock.leave()
+            if self._guessed:
+                # It may be the context of another thread.
+                self._guessed = False
+                self.clock.context = None
 
     def find(self, call: Call) -> CompiledLoop:
         """What the graph that is called was compiled to."""
@@ -230,6 +239,14 @@ class CompiledGraph:
             return self.stepper.run_graph(call)
         finally:
             self._flat.values = ()
+
+
+def _identity(graph: fx.GraphModule, inputs: GraphInputs) -> tuple[Any, ...] | None:
+    """What two graphs have in common that are one; None if it cannot be told."""
+    if any(node.op in ("get_attr", "call_module") for node in graph.graph.nodes):
+        return None
+    places = (tuple(inputs.weights.items()), tuple(inputs.arguments.items()))
+    return graph.code, inputs.call.key, tuple(inputs.call.paths), places
 
 
 def _over(loop: CompiledLoop, flat: Flat, places: Mapping[str, int]) -> CompiledLoop:

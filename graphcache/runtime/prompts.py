@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -23,11 +23,9 @@ _PROMPT = re.compile(
     r"^(encoder_hidden_states|prompt|text_|caption|cap_feats|context|input_ids|"
     r"pooled_|class_labels|y$)(?!.*mask)"
 )
-_is_prompt: dict[str, bool] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(NamedTuple):
     """What a call is given, as far as it tells streams apart.
 
     Attributes:
@@ -49,20 +47,23 @@ class Given:
             tensors: They.
             key: Of the call.
         """
-        prompt = None
-        for path, tensor in zip(paths, tensors, strict=True):
-            known = _is_prompt.get(path)
-            if known is None:
-                known = _is_prompt[path] = _PROMPT.match(path) is not None
-            if known:
-                prompt = tensor
-                break
-        latents = latents_path(paths)
+        prompt, latents = _places(tuple(paths))
         return Given(
-            prompt,
-            None if latents is None else tensors[paths.index(latents)],
+            None if prompt is None else tensors[prompt],
+            None if latents is None else tensors[latents],
             key,
         )
+
+
+@lru_cache(maxsize=256)
+def _places(paths: tuple[str, ...]) -> tuple[int | None, int | None]:
+    """Which of the arguments hold the prompt and the latents."""
+    prompts = [index for index, path in enumerate(paths) if _PROMPT.match(path)]
+    latents = latents_path(paths)
+    return (
+        prompts[0] if prompts else None,
+        None if latents is None else paths.index(latents),
+    )
 
 
 class Mark:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from graphcache.analysis.binding import TIMESTEP_ARGUMENTS, timestep_path
-from graphcache.errors import CaptureError
+from graphcache.errors import CaptureError, GraphCacheError
 from graphcache.policy.decisions import Step
 from graphcache.runtime.clock import Clock
 from graphcache.runtime.halves import check_halves
@@ -58,6 +59,9 @@ class Stepper(ABC):
         self.stats = Statistics()
         self.requests = Requests(Clock(self.stats, scheduler, callback))
         self.enabled = True
+        # Calls of one module take turns: none may run while another one captures the
+        # module, and not every executable can run twice at once.
+        self._turn = threading.RLock()
 
     @property
     def clock(self) -> Clock:
@@ -80,16 +84,33 @@ class Stepper(ABC):
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One call of the module."""
+        return self.in_turn(lambda: self.step(self.signature.bind(args, kwargs)))
+
+    def in_turn(self, call: Callable[[], Any]) -> Any:
+        """One call of the current request, when it is its turn.
+
+        Args:
+            call: Makes it.
+
+        Raises:
+            GraphCacheError: If one of the request is in progress in another thread.
+        """
         clock = self.clock
-        clock.enter()
+        if not clock.busy.acquire(blocking=False):
+            raise GraphCacheError(
+                f"request {clock.request!r} has a call in progress in another thread, "
+                "and the steps of a generation follow each other: give every "
+                "generation a request of its own"
+            )
         try:
-            return self.step(self.signature.bind(args, kwargs))
+            with self._turn:
+                return call()
         except BaseException:
             # Whatever was interrupted, no later call may read what it left behind.
             clock.reset(early=True)
             raise
         finally:
-            clock.leave()
+            clock.busy.release()
 
     def reset(self) -> None:
         """Reset every stream of the current request: the next call of each computes."""
