@@ -186,6 +186,8 @@ class Clock:
         """
         self._drop_streams(early=early)
         self._progress = Progress()
+        if self._attached is not None:
+            self._attached.renew()
 
     def measure(self) -> None:
         """Note how many bytes of buffers are held, by all requests together."""
@@ -198,15 +200,22 @@ class Clock:
 
     def _follow(self, schedule: Schedule, own: Own) -> None:
         """Look whether the scheduler begins a generation, and whether it is ours."""
-        contested = self.sources.contested()
+        doubted = self.sources.contested() or schedule.given_up
         began = schedule.refresh()
-        if schedule.followed and contested and schedule.counts:
+        if doubted and schedule.followed and schedule.counts:
             schedule.counted(lambda: own().value)
             if schedule.differs(own().value):
-                schedule.give_up()
+                self._give_up(schedule)
                 return
         if began:
             self.reset()
+
+    def _give_up(self, schedule: Schedule) -> None:
+        """The loop follows another scheduler; what was foreseen by this one is void."""
+        schedule.give_up()
+        for stream in self.streams.values():
+            if stream.plans:
+                stream.let_go()
 
     def _lost(self, own: Own) -> bool:
         """Whether the loop turns out not to follow the attached scheduler."""
@@ -215,8 +224,7 @@ class Clock:
             return False
         if not schedule.stands_still(lambda: own().value):
             return False
-        schedule.give_up()
-        self.reset(early=True)
+        self._give_up(schedule)
         return True
 
     def _by_context(

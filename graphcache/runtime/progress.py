@@ -132,8 +132,9 @@ class Progress:
         if now is None or latest is None:
             return Move.ON
         if time.frames != self.time.frames:
-            # Frames came or went, so that the means do not compare.
-            return Move.BACK if _rose(time.value, self.time.value) else Move.ON
+            # Frames came or went, so that the means do not compare. One that comes is
+            # all noise, and those that were there go on.
+            return Move.BACK if _rose(time, self.time) else Move.ON
         if now == latest:
             return Move.SAME
         self._learn(time)
@@ -148,5 +149,8 @@ class Progress:
             self.ascending = now > latest and latest < _FIRST_OF_A_RISE
 
 
-def _rose(now: float | None, latest: float | None) -> bool:
-    return now is not None and latest is not None and now > latest
+def _rose(now: Time, latest: Time) -> bool:
+    """Whether the frame with the least noise has more of it than before."""
+    least = now.value if now.least is None else now.least
+    before = latest.value if latest.least is None else latest.least
+    return least is not None and before is not None and least > before

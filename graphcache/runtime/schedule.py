@@ -69,7 +69,12 @@ class Schedule:
     @property
     def followed(self) -> bool:
         """Whether there is a scheduler, and the loop is taken to follow it."""
-        return self.scheduler is not None and self._lost_at is None
+        return bool(self._values) and self._lost_at is None
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the loop was seen to follow another one."""
+        return self._lost_at is not None
 
     @property
     def counts(self) -> bool:
@@ -83,10 +88,8 @@ class Schedule:
     def refresh(self) -> bool:
         """Read the timesteps if they were made anew; whether a generation began."""
         scheduler = self._current()
-        source = None if scheduler is None else scheduler.timesteps
+        source = _timesteps(scheduler)
         if scheduler is self.scheduler and source is self._source:
-            if self._lost_at is not None and self._state() != self._lost_at:
-                self._trust()
             return False
         started = self._source is not None
         self.scheduler, self._source = scheduler, source
@@ -103,8 +106,13 @@ class Schedule:
         return started
 
     def give_up(self) -> None:
-        """The loop follows another one, until something moves this one."""
+        """The loop follows another one."""
         self._lost_at = self._state()
+
+    def renew(self) -> None:
+        """The generation is over: believe it again if somebody stepped it since."""
+        if self._lost_at is not None and self._state() != self._lost_at:
+            self._trust()
 
     def counted(self, timestep: Callable[[], float | None]) -> int:
         """The position by the scheduler's own count.
@@ -197,6 +205,18 @@ class Schedule:
         tensor = torch.as_tensor(values)
         self.stats.count(device_reads=tensor.device.type != "cpu")
         return [float(value) for value in tensor.tolist()]
+
+
+def _timesteps(scheduler: Any) -> Any:
+    """A scheduler's timesteps; None as long as nobody has set them."""
+    if scheduler is None:
+        return None
+    timesteps = scheduler.timesteps
+    trained = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+    unset = getattr(scheduler, "num_inference_steps", None) is None
+    if unset and timesteps is not None and len(timesteps) == trained:
+        return None
+    return timesteps
 
 
 def _at(values: list[float], position: int | None) -> float | None:

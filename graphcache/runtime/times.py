@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -38,16 +39,20 @@ class Reading(NamedTuple):
     Attributes:
         value: The largest of them.
         mean: Their mean: it falls at every step, even where frames take turns.
+        least: The smallest that is not 0; 0 if there is none.
         frames: How many there are for one sample.
     """
 
     value: float
     mean: float
+    least: float
     frames: int = 1
 
     def scaled(self, scale: float) -> Reading:
         """The timesteps in other units."""
-        return Reading(self.value * scale, self.mean * scale, self.frames)
+        return Reading(
+            self.value * scale, self.mean * scale, self.least * scale, self.frames
+        )
 
 
 class Time(NamedTuple):
@@ -58,12 +63,14 @@ class Time(NamedTuple):
             that are given have one of their own, 0, without noise.
         argued: Whether the module's argument says so, which may count up.
         mean: The mean of several; None where there is one.
+        least: The smallest that is not 0.
         frames: How many there are for one sample.
     """
 
     value: float | None
     argued: bool = False
     mean: float | None = None
+    least: float | None = None
     frames: int = 1
 
     @property
@@ -75,7 +82,7 @@ class Time(NamedTuple):
     def of_argument(reading: Reading) -> Time:
         """The time that the module's argument tells."""
         mean = None if reading.frames == 1 else reading.mean
-        return Time(reading.value, True, mean, reading.frames)
+        return Time(reading.value, True, mean, reading.least, reading.frames)
 
 
 Own = Callable[[], Time]
@@ -90,14 +97,17 @@ def read(value: Any) -> Reading:
     """
     if not isinstance(value, Tensor):
         number = float(value)
-        return Reading(number, number)
+        return Reading(number, number, number)
     if value.numel() == 1:
         number = float(value)
-        return Reading(number, number)
+        return Reading(number, number, number)
     frames = value.shape[1:].numel() if value.ndim > 1 else 1
     if value.numel() > _FEW:
         wide = value.to(torch.float64)
-        largest, mean = torch.stack([wide.max(), wide.mean()]).tolist()
-        return Reading(largest, mean, frames)
+        noisy = wide.masked_fill(wide == 0, torch.inf)
+        numbers = torch.stack([wide.max(), wide.mean(), noisy.min()]).tolist()
+        largest, mean, least = numbers
+        return Reading(largest, mean, least if math.isfinite(least) else 0.0, frames)
     numbers = [float(number) for number in value.flatten().tolist()]
-    return Reading(max(numbers), sum(numbers) / len(numbers), frames)
+    least = min(filter(None, numbers), default=0.0)
+    return Reading(max(numbers), sum(numbers) / len(numbers), least, frames)
