@@ -2,8 +2,8 @@
 
 Each generation of a compiled module equals that of a fresh object that was never
 cached, or is refused by a `GraphCacheError`; nothing in between. Under a policy that
-never reuses, the fresh object is a copy of the module. Under one that does, plain Python
-over such a copy holds what the attention gave.
+never reuses, the fresh object is a copy of the module. Under one that does, plain
+Python over such a copy holds what the attention gave.
 """
 
 from __future__ import annotations
