@@ -54,6 +54,7 @@ from graphcache.policy import (
     teacache,
     tgate,
 )
+from graphcache.runtime.requests import request
 
 __all__ = [
     "Always",
@@ -99,6 +100,7 @@ __all__ = [
     "magcache",
     "never_reuse",
     "pyramid_attention_broadcast",
+    "request",
     "seacache",
     "smoothcache",
     "step_mask",
