@@ -81,8 +81,6 @@ from graphcache.runtime.streams import Stream, held_bytes
 from graphcache.runtime.times import Own, Time
 from graphcache.runtime.times import StepContext as StepContext
 
-_RISES_BEFORE_WARNING = 3
-
 
 class Clock:
     """Tells the streams and steps of one request apart.
@@ -246,7 +244,7 @@ class Clock:
         if move is Move.BACK or (move is Move.SAME and first):
             # A scheduler that counts moves before a generation of one step is over.
             progress.false_starts += move is Move.SAME and position is not None
-            self._warn_of_rises(progress)
+            self.idle.restarted(progress)
             self._restart(stream)
             progress.restart()
         self._take(stream, given)
@@ -297,7 +295,7 @@ class Clock:
                 self._drop_streams(keep_turn=True)
             return
         if move is Move.BACK:
-            self._warn_of_rises(self._progress)
+            self.idle.restarted(self._progress)
             self._progress.restart()
         if move is Move.BACK or line.order >= MOST_STREAMS:
             self._drop_streams()
@@ -386,12 +384,6 @@ class Clock:
         self._line.clear(keep_turn=keep_turn)
         for stream in streams:
             self.idle.ended(stream, early=early)
-
-    def _warn_of_rises(self, progress: Progress) -> None:
-        if progress.false_starts == _RISES_BEFORE_WARNING != progress.rises:
-            self.idle.stuck()
-        if progress.rises == _RISES_BEFORE_WARNING:
-            self.idle.rising()
 
     def read(self, value: Any) -> float:
         """A number on the host; the largest of several.
