@@ -32,6 +32,12 @@ def shared() -> Any:
     return compiled()
 
 
+@cache
+def oracle(policy: Any) -> Any:
+    """Another one, which runs one stream after the other."""
+    return compiled(policy)
+
+
 class Pass:
     """One stream's way through a loop, moved by its outputs."""
 
@@ -53,7 +59,8 @@ class Pass:
 
 def alone(seed: int, timesteps: Sequence[float], policy: Any = EVERY_SECOND) -> Any:
     """The oracle: nothing but this stream, in a context of its own."""
-    module, stream = compiled(policy), Pass(seed)
+    module, stream = oracle(policy), Pass(seed)
+    module._reset_stateful_cache()
     with module.cache_context("alone"):
         for timestep in timesteps:
             stream.call(module, timestep)
