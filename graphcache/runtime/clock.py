@@ -185,6 +185,7 @@ class Clock:
         """
         self._drop_streams(early=early)
         self._progress = Progress()
+        self.idle.over()
         if self._attached is not None:
             self._attached.renew()
 

@@ -181,6 +181,10 @@ class Idle:
         if not early:
             self._judge(stream)
 
+    def over(self) -> None:
+        """The generation is over: the next one is told of again."""
+        self._told = False
+
     def finished(self, stream: Stream) -> None:
         """A stream is at the last step of the schedule."""
         self._judge(stream)
