@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from torch import nn
 
 from graphcache.backends.registry import get_backend
 from graphcache.errors import BackendError, CaptureError
 from graphcache.lowering import LOWERINGS, lower
+from graphcache.pipelines import compile_pipeline, is_pipeline
 from graphcache.policy import configuration
 from graphcache.program import Program, segments
 from graphcache.rewriting import cached_program, policies_of
 from graphcache.runtime.compiling import Target
-from graphcache.runtime.module import CompiledModule, compiled_module
+from graphcache.runtime.following import PipelineClock
+from graphcache.runtime.module import (
+    CompiledModule,
+    Recipe,
+    compiled_module,
+    followed,
+)
 from graphcache.runtime.runner import Runner
 from graphcache.signature import CallSignature
 
+Pipeline = TypeVar("Pipeline")
 
+
+@overload
 def compile(
-    module: nn.Module,
+    target: nn.Module,
     config: object,
     *,
     backend: str = "inductor",
@@ -30,55 +39,114 @@ def compile(
     options: Mapping[str, Any] | None = None,
     example_inputs: Mapping[str, Any] | None = None,
     progress: bool | None = None,
-) -> nn.Module:
-    """Compile a diffusion transformer for the loop it is called in.
+) -> nn.Module: ...
+
+
+@overload
+def compile(
+    target: Pipeline,
+    config: object,
+    *,
+    backend: str = "inductor",
+    lowering: str = "auto",
+    scheduler: Any = None,
+    options: Mapping[str, Any] | None = None,
+    example_inputs: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
+) -> Pipeline: ...
+
+
+def compile(
+    target: Any,
+    config: object,
+    *,
+    backend: str = "inductor",
+    lowering: str = "auto",
+    scheduler: Any = None,
+    options: Mapping[str, Any] | None = None,
+    example_inputs: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
+) -> Any:
+    """Compile a pipeline, or a diffusion transformer, for the loop it is called in.
+
+    Of a pipeline all transformers are compiled, told by their classes. They follow the
+    pipeline's scheduler, also when it is replaced, and its `current_timestep` where the
+    config says no timestep.
 
     Args:
-        module: The transformer, in eval mode and without hooks.
-        config: A `graphcache.Policy`, a sequence of them, or one of diffusers' cache
-            configs.
+        target: A pipeline of diffusers, or a transformer, in eval mode. accelerate's
+            model offloading may be on; other hooks may not.
+        config: A `graphcache.Policy`, a sequence of them, one of diffusers' cache
+            configs, or the same as data: a dict, or the path of a JSON or YAML file.
+            For a pipeline it may be a mapping with one by component name, such as
+            ``{"transformer": ..., "transformer_2": ...}``, which compiles those
+            components alone.
         backend: ``"inductor"``, ``"tensorrt"``, ``"eager"`` or ``"reference"``.
         lowering: ``"specialize"`` (one straight-line graph per combination of the
             host's decisions), ``"split"`` (the same, cut where the graph decides),
             ``"conditional"`` (one graph with `torch.cond`), or ``"auto"``, which
             chooses by the policies and what the backend can take.
-        scheduler: The pipeline's scheduler, if its timesteps are to drive the policy.
+        scheduler: The scheduler whose timesteps are to drive the policy, or a function
+            that returns it. A pipeline's own is taken if none is given.
         options: The backend's options, such as Inductor's ``{"max_autotune": True}``.
-        example_inputs: Keyword arguments of one call, to capture and compile now
-            instead of at the first call.
+        example_inputs: Keyword arguments of one call of a transformer, to capture and
+            compile it now instead of at the first call.
         progress: Whether to show a progress bar while compiling; by default when the
             backend generates code.
 
     Returns:
-        A drop-in for `module`: an instance of a subclass of its class that shares its
-        parameters, submodules and attributes.
+        The pipeline itself; or a drop-in for the module: an instance of a subclass of
+        its class that shares its parameters, submodules and attributes.
+        `graphcache.disable` undoes either.
 
     Raises:
-        PolicyError: If `config` is unknown or malformed, or matches nothing.
+        PolicyError: If `config` is unknown or malformed, matches nothing, or names a
+            component that is no module.
         BackendError: If the backend, the lowering or an option is unknown.
-        CaptureError: If the module is in training mode, carries hooks, is compiled
-            already, or cannot be captured.
+        CaptureError: If there is no transformer; if one is in training mode, carries
+            hooks, is compiled already, or cannot be captured.
     """
-    wanted = configuration(config)
-    chosen = get_backend(backend)
+    settings = {
+        "backend": backend,
+        "lowering": lowering,
+        "options": options,
+        "progress": progress,
+    }
+    if not is_pipeline(target):
+        recipe = Recipe(compile, config, scheduler, settings)
+        return _compile_module(target, recipe, example_inputs)
+    if example_inputs is not None:
+        raise CaptureError(
+            "example_inputs= are those of one module, and this is a pipeline: leave "
+            "them out, or compile pipe.transformer with them"
+        )
+
+    def make(module: nn.Module, own: object, clock: PipelineClock | None) -> nn.Module:
+        recipe = Recipe(compile, own, scheduler if clock is None else clock, settings)
+        return _compile_module(module, recipe)
+
+    compile_pipeline(target, config, make, follow=scheduler is None)
+    return target
+
+
+def _compile_module(
+    module: nn.Module, recipe: Recipe, example_inputs: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Compile one module as a recipe says."""
+    settings, scheduler = recipe.settings, recipe.scheduler
+    wanted = followed(recipe.config, scheduler)
+    backend, lowering = get_backend(settings["backend"]), settings["lowering"]
     if lowering not in LOWERINGS:
         raise BackendError(
             f"unknown lowering {lowering!r}: know {', '.join(LOWERINGS)}"
         )
     refuse_compiled(module)
-    shown = chosen.capabilities.compiles if progress is None else progress
-    target = Target(wanted, chosen, lowering, dict(options or {}), shown)
+    shown = settings["progress"]
+    if shown is None:
+        shown = backend.capabilities.compiles
+    target = Target(wanted, backend, lowering, dict(settings["options"] or {}), shown)
     runner = Runner(module, target, scheduler, wanted.timestep_callback)
-    remake = functools.partial(
-        compile,
-        config=config,
-        backend=backend,
-        lowering=lowering,
-        scheduler=scheduler,
-        options=options,
-        progress=progress,
-    )
-    compiled = compiled_module(module, runner, remake)
+    compiled = compiled_module(module, runner, recipe)
     if example_inputs is not None:
         runner.prepare((), dict(example_inputs))
     return compiled
@@ -134,7 +202,9 @@ def refuse_compiled(module: nn.Module) -> None:
         CaptureError: With what to pass instead.
     """
     if not isinstance(module, nn.Module):
-        raise CaptureError(f"{type(module).__name__} is no nn.Module")
+        raise CaptureError(
+            f"{type(module).__name__} is no nn.Module, and no pipeline of diffusers"
+        )
     if isinstance(module, CompiledModule):
         raise CaptureError("this module is compiled by graphcache already")
     if hasattr(module, "_orig_mod"):

@@ -11,7 +11,7 @@ import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 EXPECTED = {
-    "01_pab_in_a_pipeline": "102 reused",
+    "01_pab_in_a_pipeline": "102 of 300 regions reused",
     "02_your_own_policy": "early  #.#.#.#.#.#.#.#.#.#.",
     "03_read_the_graph": "gate ?spatial",
     "04_write_a_pass": "edits the second time: 0",

@@ -37,9 +37,11 @@ from graphcache.capture.labels import (
     spreads,
 )
 from graphcache.capture.outputs import OutputTree, take_tensors
+from graphcache.capture.state import kept, shell
 from graphcache.capture.weights import QuantisedWeight, quantised_weights
 from graphcache.capture.writes import Write
 from graphcache.errors import CaptureError, VerifyError
+from graphcache.locking import compiling
 from graphcache.runtime.instances import bare
 from graphcache.signature import Call
 from graphcache.spec import verify
@@ -94,17 +96,25 @@ def capture(module: nn.Module, call: Call) -> Capture:
     # Writes are counted outside inference mode only; its weights do not leave it.
     weights = (*module.parameters(), *module.buffers())
     inference = any(weight.is_inference() for weight in weights)
-    with torch.inference_mode(inference), torch.no_grad(), buffers_kept(module):
+    with (
+        compiling(),
+        torch.inference_mode(inference),
+        torch.no_grad(),
+        kept(module, always=False),
+        buffers_kept(module),
+    ):
         named, writes = call_eager(plain, call)
-        traced = _best_trace(plain, call)
+        traced = _best_trace(shell(plain), call)
     _check_alike(module, traced.output, named)
-    return Capture(traced.program, traced.output, named, traced.read, writes)
+    _check_writes(module, traced.writes, writes)
+    return Capture(traced.program, traced.output, named, traced.read, traced.writes)
 
 
 @dataclass(frozen=True)
 class _Trace:
     program: ir.Program
     output: OutputTree
+    writes: tuple[Write, ...]
     read: frozenset[str]
     left: bool
 
@@ -140,22 +150,23 @@ def _trace(module: nn.Module, call: Call, *, shapes: bool) -> _Trace:
         left.add(mode.left)
 
     weights = quantised_weights(module)
-    exported = export(module, call, weights, listening)
+    found = export(module, call, weights, listening)
+    exported = found.program
     graph_module = ir.copy_module(exported.graph_module)
-    _drop_assignments(graph_module.graph, exported.graph_signature)
-    output = take_tensors(graph_module.graph, exported.call_spec.out_spec)
+    names = [*call.paths, *(target for held in weights for target in held.targets)]
+    _drop_assignments(graph_module.graph, exported.graph_signature, names)
+    output = take_tensors(graph_module.graph, found.output)
     specs = exported.graph_signature.input_specs
     inputs = inputs_of(graph_module.graph, specs, call, weights)
     constants = constants_of(exported)
-    program = source_program(module, graph_module, inputs, output, constants)
-    return _Trace(program, output, frozenset(read), any(left))
+    program = source_program(module, graph_module, inputs, constants)
+    return _Trace(program, output, found.writes, frozenset(read), any(left))
 
 
 def source_program(
     module: nn.Module,
     graph_module: fx.GraphModule,
     inputs: tuple[ir.Input, ...],
-    output: OutputTree,
     constants: Mapping[str, Tensor],
 ) -> ir.Program:
     """A program of an exported graph, labelled with the module calls of each node.
@@ -164,7 +175,6 @@ def source_program(
         module: What was traced.
         graph_module: The graph; it returns tensors alone.
         inputs: One per placeholder.
-        output: Where the tensors that it returns belong.
         constants: Tensors that the trace lifted out of the forward.
 
     Raises:
@@ -176,7 +186,7 @@ def source_program(
         stage=ir.Stage.SOURCE,
         module=graph_module,
         inputs=inputs,
-        results=len(output.tensors),
+        results=len(ir.output_values(graph_module.graph)),
         constants=constants,
     )
     try:
@@ -203,12 +213,16 @@ def _known_values(call: Call, traced: Sequence[Tensor], shapes: bool) -> KnownVa
     )
 
 
-def _drop_assignments(graph: fx.Graph, signature: ExportGraphSignature) -> None:
+def _drop_assignments(
+    graph: fx.Graph, signature: ExportGraphSignature, names: Sequence[str]
+) -> None:
     """Refuse writes to what the forward reads, and drop those to what it does not.
 
-    A buffer that every call makes anew, and none reads before, is no state.
+    A buffer that every call makes anew, and none reads before, is no state. What the
+    user inputs are called is given for messages.
     """
     sources = {spec.target: spec.arg.name for spec in signature.input_specs}
+    given = dict(zip(signature.user_inputs, names, strict=True))
     nodes = {node.name: node for node in ir.placeholders(graph)}
     kept, written = [], []
     for spec, value in zip(
@@ -219,7 +233,7 @@ def _drop_assignments(graph: fx.Graph, signature: ExportGraphSignature) -> None:
         elif spec.kind is not OutputKind.BUFFER_MUTATION or (
             nodes[sources[spec.target]].users
         ):
-            written.append(str(spec.target))
+            written.append(given.get(str(spec.target), str(spec.target)))
     refuse_writes(written)
     ir.output_node(graph).args = (tuple(kept),)
 
@@ -232,6 +246,19 @@ def _check_alike(module: nn.Module, output: OutputTree, named: OutputTree) -> No
         raise CaptureError(
             f"{type(module).__name__} returns ({shown[0]}) with return_dict=True and "
             f"({shown[1]}) without: which is which cannot be told"
+        )
+
+
+def _check_writes(
+    module: nn.Module, traced: tuple[Write, ...], called: tuple[Write, ...]
+) -> None:
+    """Refuse a forward that does not write alike at every call."""
+    places = [{write.path for write in writes} for writes in (traced, called)]
+    if places[0] != places[1]:
+        raise CaptureError(
+            f"{type(module).__name__} writes to "
+            f"{', '.join(sorted(places[0] ^ places[1]))} at one call and not at "
+            "another of the same arguments: what it writes cannot be foreseen"
         )
 
 

@@ -22,11 +22,11 @@ from graphcache.engine.manifest import (
     Target,
 )
 from graphcache.engine.naming import program_names
-from graphcache.engine.plain import number
 from graphcache.engine.sealing import encode
 from graphcache.engine.tensors import store_tensors, stored_records
 from graphcache.errors import EngineError
 from graphcache.lowering import lower
+from graphcache.policy.data import number
 from graphcache.program import InputKind, Program, Stage
 from graphcache.runtime.bar import progress_bar
 from graphcache.runtime.module import CompiledModule

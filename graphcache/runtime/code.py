@@ -39,9 +39,14 @@ class Code(NamedTuple):
     kept: list[Any]
 
 
-def is_foreign(kind: type) -> bool:
+def library_of(kind: type) -> str:
+    """The name of the package that a class comes from."""
+    return str(kind.__module__).partition(".")[0]
+
+
+def _is_foreign(kind: type) -> bool:
     """Whether a class is of a library that nobody patches between two calls."""
-    return kind.__module__.partition(".")[0] in _FOREIGN
+    return library_of(kind) in _FOREIGN
 
 
 def code_of(classes: Iterable[type], polls: Polls) -> Code:
@@ -118,7 +123,7 @@ class _CodeWalk:
             self._write(owner, name, value)
             for found in _functions_in(value):
                 self._add(found)
-            if isinstance(value, type) and not is_foreign(value):
+            if isinstance(value, type) and not _is_foreign(value):
                 self.add_class(value)
 
     def _add(self, function: types.FunctionType) -> None:
@@ -141,7 +146,7 @@ class _CodeWalk:
 
 
 def _own_bases(kind: type) -> tuple[type, ...]:
-    return tuple(base for base in kind.__mro__ if not is_foreign(base))
+    return tuple(base for base in kind.__mro__ if not _is_foreign(base))
 
 
 def _dict_of(kind: type) -> dict[Any, Any] | None:

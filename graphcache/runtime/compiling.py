@@ -14,6 +14,7 @@ from graphcache.analysis.timestep import timestep_scale
 from graphcache.backends.registry import Backend, Executable, get_backend
 from graphcache.capture import Capture
 from graphcache.errors import BackendError
+from graphcache.locking import compiling
 from graphcache.lowering import (
     Lowering,
     decided,
@@ -121,11 +122,12 @@ def compile_loop(
         BackendError: If the backend cannot compile a variant.
     """
     started = time.perf_counter()
-    captured = target.rewrite(module, call, context)
-    program = captured.program
-    policies = policies_of(program, target.wanted)
-    lowering = _lowered(program, policies, target)
-    routes, hoisted = _compile(lowering, module, call, target, stats)
+    with compiling():
+        captured = target.rewrite(module, call, context)
+        program = captured.program
+        policies = policies_of(program, target.wanted)
+        lowering = _lowered(program, policies, target)
+        routes, hoisted = _compile(lowering, module, call, target, stats)
     stats.captures += 1
     stats.compile_seconds += time.perf_counter() - started
     stats.regions = dict(regions_by_policy(program))

@@ -15,6 +15,7 @@ from torch import nn
 
 from graphcache.capture.casts import CASTING
 from graphcache.errors import CaptureError
+from graphcache.runtime.offloading import unwrapped
 
 LISTENER = "graphcache"
 """What hears the contexts of a module, among its hooks; it replaces no forward."""
@@ -48,8 +49,13 @@ def refuse_hooks(module: nn.Module, *, root: bool, casts: bool = True) -> None:
         CaptureError: Naming the part, the hook, and what to do instead.
     """
     for path, part in module.named_modules():
-        around = root and part is module
-        reason = _own_cache(part) if around else _reason(part, casts)
+        if part is not module:
+            reason = _reason(part, casts)
+        elif root:
+            reason = _own_cache(part)
+        else:
+            # Offloading is put around what is compiled, not into it.
+            reason = _reason(unwrapped(part), casts)
         if reason is not None:
             raise CaptureError(f"{path or type(part).__name__} {reason}")
 

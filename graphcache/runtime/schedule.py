@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ import torch
 from graphcache.errors import PolicyError
 from graphcache.runtime.progress import FULL
 from graphcache.runtime.stats import Statistics
+
+_NONE = SimpleNamespace(timesteps=None)
+"""What stands for no scheduler."""
 
 # Pipelines may round the timestep to bfloat16, which keeps eight bits of it.
 _ROUNDING = 2.0**-8
@@ -35,7 +39,8 @@ class Schedule:
     """A scheduler's timesteps, read once a generation.
 
     Args:
-        scheduler: Anything with ``timesteps``, a tensor made anew for a generation.
+        scheduler: Anything with ``timesteps``, a tensor made anew for a generation; or
+            a function without arguments that returns the scheduler of now, or None.
         stats: Where reads are counted.
 
     Raises:
@@ -43,10 +48,14 @@ class Schedule:
     """
 
     def __init__(self, scheduler: Any, stats: Statistics) -> None:
+        self._follow: Callable[[], Any] | None = None
+        if callable(scheduler) and not hasattr(scheduler, "timesteps"):
+            self._follow = scheduler
+            scheduler = scheduler() or _NONE
         if not hasattr(scheduler, "timesteps"):
             raise PolicyError(
                 f"{type(scheduler).__name__} has no timesteps: scheduler= takes the "
-                "scheduler of the pipeline"
+                "scheduler of the pipeline, or a function that returns it"
             )
         self.scheduler = scheduler
         self.stats = stats
@@ -67,6 +76,8 @@ class Schedule:
 
     def refresh(self) -> bool:
         """Read the timesteps if they were made anew; whether a generation began."""
+        if self._follow is not None:
+            self.scheduler = self._follow() or _NONE
         source = self.scheduler.timesteps
         if source is self._source:
             return False

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import sys
 import types
 from collections import deque
 from collections.abc import Mapping
@@ -21,8 +22,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from graphcache.capture.eager import version
+from graphcache.capture.kernels import only_mathematics
 from graphcache.quantised import is_plain, leaves_of, structure
-from graphcache.runtime.code import code_of, is_foreign
+from graphcache.runtime.code import code_of, library_of
 from graphcache.runtime.instances import INSTANCE_HOOKS
 from graphcache.runtime.polls import Polls
 
@@ -32,6 +35,8 @@ _IDENTITIES = (
     *(type, types.ModuleType, types.BuiltinFunctionType, enum.Enum, torch.dtype),
     *(torch.device, torch.layout, torch.memory_format, torch.Generator),
 )
+_OPAQUE = frozenset((*sys.stdlib_module_names, "torch", "numpy"))
+"""Libraries whose objects are not looked into."""
 _PLUMBING = frozenset(nn.Module().__dict__) - {"training"}
 """What torch keeps on every module. Hooks among it are refused elsewhere."""
 _OURS = ("_diffusers_hook", "_graphcache_runner")
@@ -65,7 +70,10 @@ def state_of(module: nn.Module) -> tuple[ModuleState, Polls]:
     structure = walk.visit(module)
     code = code_of(walk.classes, walk.polls)
     kept = [*walk.kept, *code.kept]
-    return ModuleState((structure, code.structure), kept), walk.polls.seal()
+    # A setting of torch's that changes what is traced.
+    walk.polls.add_call(only_mathematics)
+    known = structure, code.structure, only_mathematics()
+    return ModuleState(known, kept), walk.polls.seal()
 
 
 class _Walk:
@@ -84,6 +92,7 @@ class _Walk:
         self._root = root
         self._parts = {id(part) for part in root.modules()}
         self._seen: dict[int, int] = {}
+        self._known: dict[int, Any] = {}
         # Objects that are made while walking must not pass on their identity.
         self._alive: list[Any] = []
 
@@ -95,15 +104,26 @@ class _Walk:
         if kind in _NUMBERS:
             # One, True and 1.0 are equal; a NaN is not equal to itself.
             return kind, value if value == value else repr(value)
+        if isinstance(value, nn.Module):
+            return self._once(value) or self._module(kind, value)
+        if id(value) not in self._known:
+            self._alive.append(value)
+            # Until it is known: what it is inside of itself.
+            self._known[id(value)] = "cycle", kind
+            self._known[id(value)] = self._visit_new(kind, value)
+        return self._known[id(value)]
+
+    def _once(self, value: Any) -> Any:
+        """Where a module or weight was met before; None if it was not.
+
+        Tied weights are one input of a program, and untied ones are two.
+        """
         if id(value) in self._seen:
             return "seen", self._seen[id(value)]
         self._seen[id(value)] = len(self._seen)
-        self._alive.append(value)
-        return self._visit_new(kind, value)
+        return None
 
     def _visit_new(self, kind: type, value: Any) -> Any:
-        if isinstance(value, nn.Module):
-            return self._module(kind, value)
         if isinstance(value, Tensor):
             return self._constant(value)
         if isinstance(value, _IDENTITIES):
@@ -117,7 +137,7 @@ class _Walk:
             return self._collection(kind, value)
         if isinstance(value, Mapping) and hasattr(value, "__dict__"):
             return kind, self._attributes(value)
-        if is_foreign(kind):
+        if library_of(kind) in _OPAQUE and kind is not types.SimpleNamespace:
             return self._identity(value)
         self.classes[kind] = None
         return kind, self._attributes(value), self._slots(value)
@@ -129,7 +149,7 @@ class _Walk:
     def _constant(self, value: Tensor) -> Any:
         """A tensor that is no weight, which a trace lifts out of the forward."""
         self.polls.add_tensor(value)
-        return self._identity(value)
+        return self._identity(value), version(value)
 
     def _entries(self, value: Mapping[Any, Any]) -> Any:
         return [(self.visit(key), self.visit(item)) for key, item in value.items()]
@@ -146,9 +166,9 @@ class _Walk:
 
     def _attributes(self, value: Any) -> Any:
         attributes = getattr(value, "__dict__", None)
+        self.polls.add_object(value)
         if not isinstance(attributes, dict):
             return None
-        self.polls.add_dict(attributes)
         return {name: self.visit(item) for name, item in attributes.items()}
 
     def _slots(self, value: Any) -> Any:
@@ -181,7 +201,7 @@ class _Walk:
         if id(part) not in self._parts:
             return self._stowaway(kind, part)
         self.classes[kind] = None
-        self.polls.add_dict(part.__dict__)
+        self.polls.add_object(part)
         groups = (part._parameters, part._buffers)
         # torch's own layers do not look for weights that they were not made with.
         ours = not kind.__module__.startswith("torch.nn.modules")
@@ -225,15 +245,14 @@ class _Walk:
     def _weight(self, weight: Tensor | None) -> Any:
         if weight is None:
             return None
-        if id(weight) in self._seen:
-            # Tied weights are one input of a program; untied ones are two.
-            return "seen", self._seen[id(weight)]
-        self._seen[id(weight)] = len(self._seen)
+        tied = self._once(weight)
+        if tied is not None:
+            return tied
         leaves = list(leaves_of(weight))
         self.polls.add_weights(leaves)
         if not is_plain(weight):
             # Its tensors may be replaced, and what its class says of it may change.
-            self.polls.add_dict(weight.__dict__)
+            self.polls.add_object(weight)
             return structure(weight)
         return type(weight), [
             (type(leaf), tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device)

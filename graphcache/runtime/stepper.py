@@ -99,9 +99,12 @@ class Stepper(ABC):
         loop = self.find(call)
         stream.adopt(loop)
         tree = loop.named if call.return_dict else loop.output
-        output = tree.fill(self.run(call, loop, stream))
-        for write in loop.writes:
-            write.apply(call.values)
+        results = self.run(call, loop, stream)
+        output = tree.fill(results)
+        if loop.writes:
+            written = results[len(tree.tensors) :]
+            for write in loop.writes:
+                write.apply(call.values, call.tensors, written)
         return output
 
     def run(self, call: Call, loop: Loop, stream: Stream) -> Sequence[Tensor]:

@@ -87,11 +87,35 @@ def test_twice_is_a_warning_and_an_error_as_in_diffusers() -> None:
     subject = compiled(STATIC)
     with pytest.raises(ValueError, match="enabled already"):
         subject.enable_cache()
-    with pytest.raises(ValueError, match="enabled already"):
-        subject.enable_cache(DYNAMIC)
     subject.disable_cache()
     with pytest.warns(UserWarning, match="disabled already"):
         subject.disable_cache()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_another_config_needs_no_disabling(steps: int) -> None:
+    """Also in the middle of a loop: nothing of the first is read by the second."""
+    subject = compiled(STATIC)
+    with torch.no_grad():
+        for step in range(steps):
+            subject(**tiny_inputs(500 - step))
+    subject.enable_cache(DYNAMIC)
+    assert subject.is_cache_enabled
+    assert held(subject) == []
+    assert same(run_loop(subject, 9), run_loop(compiled(DYNAMIC), 9))
+    subject.enable_cache(STATIC)
+    assert same(run_loop(subject, 9), run_loop(compiled(STATIC), 9))
+
+
+def test_a_bad_config_leaves_the_cache_enabled() -> None:
+    subject = compiled(STATIC, lowering="specialize")
+    expected = run_loop(subject, 6)
+    for config, error in (("pab", PolicyError), (DYNAMIC, BackendError)):
+        with pytest.raises(error):
+            subject.enable_cache(config)
+        assert subject.is_cache_enabled
+    assert same(run_loop(subject, 6), expected)
+    assert subject.cache_stats.captures == 1
 
 
 @pytest.mark.parametrize(

@@ -148,13 +148,6 @@ def test_hooks_on_the_compiled_module_run_around_it_once() -> None:
     assert subject.cache_stats.captures == 2
 
 
-def test_offloading_hooks_come_after_compiling() -> None:
-    module = tiny()
-    add_hook_to_module(module, ModelHook())
-    with pytest.raises(CaptureError, match="TinyTransformer has an accelerate hook"):
-        compiled(module)
-
-
 def test_another_shape_is_captured_again_and_frees_the_old_buffers() -> None:
     subject = compiled(tiny())
     with torch.no_grad(), subject.cache_context("c"):
