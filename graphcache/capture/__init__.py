@@ -153,8 +153,7 @@ def _trace(module: nn.Module, call: Call, *, shapes: bool) -> _Trace:
     found = export(module, call, weights, listening)
     exported = found.program
     graph_module = ir.copy_module(exported.graph_module)
-    names = [*call.paths, *(target for held in weights for target in held.targets)]
-    _drop_assignments(graph_module.graph, exported.graph_signature, names)
+    _drop_assignments(graph_module.graph, exported.graph_signature, call, weights)
     output = take_tensors(graph_module.graph, found.output)
     specs = exported.graph_signature.input_specs
     inputs = inputs_of(graph_module.graph, specs, call, weights)
@@ -214,15 +213,18 @@ def _known_values(call: Call, traced: Sequence[Tensor], shapes: bool) -> KnownVa
 
 
 def _drop_assignments(
-    graph: fx.Graph, signature: ExportGraphSignature, names: Sequence[str]
+    graph: fx.Graph,
+    signature: ExportGraphSignature,
+    call: Call,
+    weights: Sequence[QuantisedWeight],
 ) -> None:
     """Refuse writes to what the forward reads, and drop those to what it does not.
 
-    A buffer that every call makes anew, and none reads before, is no state. What the
-    user inputs are called is given for messages.
+    A buffer that every call makes anew, and none reads before, is no state.
     """
     sources = {spec.target: spec.arg.name for spec in signature.input_specs}
-    given = dict(zip(signature.user_inputs, names, strict=True))
+    inner = [target for weight in weights for target in weight.targets]
+    given = dict(zip(signature.user_inputs, [*call.paths, *inner], strict=True))
     nodes = {node.name: node for node in ir.placeholders(graph)}
     kept, written = [], []
     for spec, value in zip(

@@ -182,8 +182,7 @@ def capture_graph(
     quantised = quantised_weights(stand_in, by_dynamo=True)
     with compiling(), torch.inference_mode(inference), torch.no_grad():
         found = export(stand_in, inputs.traced, quantised, lambda _: nullcontext())
-    signature = found.program.graph_signature
-    refuse_writes(_written(signature, inputs.traced, quantised))
+    refuse_writes(_written(found.program.graph_signature, inputs.traced, quantised))
     return _captured(found, frame, inputs, quantised)
 
 

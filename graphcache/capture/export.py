@@ -57,7 +57,10 @@ class Export:
 
 
 def export(
-    module: nn.Module, call: Call, weights: Sequence[QuantisedWeight], around: Around
+    module: nn.Module,
+    call: Call,
+    weights: Sequence[QuantisedWeight],
+    around: Around,
 ) -> Export:
     """Trace a call into functional ATen.
 
@@ -80,11 +83,11 @@ def export(
     forward, count = module.forward, len(call.tensors)
     found: list[tuple[Write, ...]] = []
 
-    def flat(*tensors: Tensor) -> Any:
+    def flat(*given_tensors: Tensor) -> Any:
         options = {} if call.return_dict is None else {"return_dict": False}
-        traced, parts = tensors[:count], tensors[count:]
+        traced = given_tensors[:count]
         values, given = (with_tensors(call, traced) for _ in range(2))
-        with put_in(weights, parts), around(traced), PinnedKernels():
+        with put_in(weights, given_tensors[count:]), around(traced), PinnedKernels():
             output = forward(**values, **options)
         writes, written = as_results(writes_between(given, values), traced)
         found.append(writes)
@@ -97,8 +100,8 @@ def export(
             quiet(),
             twins(module),
             alone(),
-            taken_out(weights),
             casts(module),
+            taken_out(weights),
             kept(module, always=True),
         ):
             exported = torch.export.export(module, tensors, strict=False)
@@ -108,25 +111,26 @@ def export(
     except CaptureError:
         raise
     except Exception as error:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         raise CaptureError(
             f"{type(module).__name__} cannot be captured"
-            f"{_cause(module, error, described(weights, frames))}"
+            f"{_cause(module, weights, error)}"
         ) from error
     finally:
         del module.__dict__["forward"]
 
 
-def _cause(module: nn.Module, error: Exception, quantised: str | None) -> str:
-    if quantised is not None:
-        return f"{describe(module, error)}. {quantised}."
+def _cause(
+    module: nn.Module, weights: Sequence[QuantisedWeight], error: Exception
+) -> str:
     if _LOST in str(error):
         return (
             ": a tensor that the forward makes comes from no operator of torch "
             "(as_subclass, copy.copy, a function of C++), and a trace cannot follow "
             "it: clone() it, or make it by an operator"
         )
-    return f"{describe(module, error)}. {_TRACEABLE}."
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    advice = described(weights, frames) or _TRACEABLE
+    return f"{describe(module, error)}. {advice}."
 
 
 def _apart(tensor: Tensor) -> Tensor:

@@ -86,7 +86,8 @@ def _mathematical(
     if attn_mask is not None:
         scores = scores + _added(attn_mask, kept)
     weights = torch.ops.aten._safe_softmax(scores, -1)
-    return (weights @ value).to(kept)
+    output: Tensor = (weights @ value).to(kept)
+    return output
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
