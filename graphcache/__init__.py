@@ -13,6 +13,7 @@ from graphcache.calibration import (
 from graphcache.engine import export, load
 from graphcache.errors import (
     BackendError,
+    CacheIdleWarning,
     CaptureError,
     EngineError,
     GraphCacheError,
@@ -64,6 +65,7 @@ __all__ = [
     "Attention",
     "BackendError",
     "Blocks",
+    "CacheIdleWarning",
     "CaptureError",
     "EachBlock",
     "EngineError",

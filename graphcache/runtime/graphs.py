@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,6 +103,12 @@ class GraphCall(Call):
     loop: CompiledLoop
 
 
+class Flat(threading.local):
+    """The inputs of the call in progress; each thread has one."""
+
+    values: Sequence[Any] = ()
+
+
 class FlatWeights(Weights):
     """Weights among the inputs of a graph.
 
@@ -112,7 +119,7 @@ class FlatWeights(Weights):
     """
 
     def __init__(
-        self, flat: list[Any], places: tuple[int, ...], inner: list[tuple[int, Take]]
+        self, flat: Flat, places: tuple[int, ...], inner: list[tuple[int, Take]]
     ) -> None:
         super().__init__((), {})
         self.flat = flat
@@ -121,7 +128,7 @@ class FlatWeights(Weights):
 
     def read(self) -> list[Tensor]:
         """The weights as this call gives them."""
-        flat = self.flat
+        flat = self.flat.values
         values = [flat[place] for place in self.places]
         for index, take in self.inner:
             values[index] = take(values[index])
@@ -153,13 +160,17 @@ class GraphStepper(Stepper):
         self.module = weakref.ref(module)
         self.target = target
         self.origin = origin
+        self._guessed = False
+        self._compiled: weakref.WeakValueDictionary[Any, CompiledGraph] = (
+            weakref.WeakValueDictionary()
+        )
         if "diffusers" in sys.modules:
             # Modules of other libraries have no contexts to hear.
             contexts = importlib.import_module("graphcache.runtime.contexts")
-            contexts.listen(module, self)
+            self._guessed = contexts.listen(module, self)
 
     def hear(self, context: StepContext | None) -> None:
-        """A context of the module's is entered, or left."""
+        """The caller enters a context of the module's, or leaves it."""
         self.clock.context = context
 
     def compile(self, graph: fx.GraphModule, frame: TracedFrame) -> CompiledGraph:
@@ -175,6 +186,11 @@ class GraphStepper(Stepper):
             BackendError: If an input is not known, or the backend cannot compile.
         """
         inputs = GraphInputs.of(graph.graph, frame)
+        # Where two threads make the first call, Dynamo asks for one graph twice.
+        key = _identity(graph, inputs)
+        known = None if key is None else self._compiled.get(key)
+        if known is not None:
+            return known
         captured = capture_graph(graph, frame, inputs)
         target = GraphTarget(
             **vars(self.target),
@@ -184,16 +200,20 @@ class GraphStepper(Stepper):
         )
         module, context = uncompiled(frame.module), self.context_name
         loop = compile_loop(module, inputs.call, target, self.stats, context)
-        return CompiledGraph(self, loop, inputs)
+        compiled = CompiledGraph(self, loop, inputs)
+        if key is not None:
+            self._compiled[key] = compiled
+        return compiled
 
     def run_graph(self, call: GraphCall) -> Any:
         """One call of a graph."""
         try:
-            return self.step(call)
-        except BaseException:
-            # Whatever was interrupted, no later call may read what it left behind.
-            self.reset()
-            raise
+            return self.in_turn(lambda: self.step(call))
+        finally:
+            if self._guessed:
+                # It may be the context of another thread.
+                self._guessed = False
+                self.clock.context = None
 
     def find(self, call: Call) -> CompiledLoop:
         """What the graph that is called was compiled to."""
@@ -214,7 +234,7 @@ class CompiledGraph:
         self, stepper: GraphStepper, loop: CompiledLoop, inputs: GraphInputs
     ) -> None:
         self.stepper = stepper
-        self._flat: list[Any] = []
+        self._flat = Flat()
         self._loop = _over(loop, self._flat, inputs.weights)
         call = inputs.call
         self._places = {path: inputs.arguments[path] for path in call.paths}
@@ -234,11 +254,11 @@ class CompiledGraph:
             return_dict=None,
             loop=self._loop,
         )
-        self._flat[:] = values
+        self._flat.values = values
         try:
             return self.stepper.run_graph(call)
         finally:
-            self._flat.clear()
+            self._flat.values = ()
 
 
 def _place(target: str, places: Mapping[str, int]) -> int:
@@ -248,9 +268,15 @@ def _place(target: str, places: Mapping[str, int]) -> int:
     return places[target]
 
 
-def _over(
-    loop: CompiledLoop, flat: list[Any], places: Mapping[str, int]
-) -> CompiledLoop:
+def _identity(graph: fx.GraphModule, inputs: GraphInputs) -> tuple[Any, ...] | None:
+    """What two graphs have in common that are one; None if it cannot be told."""
+    if any(node.op in ("get_attr", "call_module") for node in graph.graph.nodes):
+        return None
+    places = (tuple(inputs.weights.items()), tuple(inputs.arguments.items()))
+    return graph.code, inputs.call.key, tuple(inputs.call.paths), places
+
+
+def _over(loop: CompiledLoop, flat: Flat, places: Mapping[str, int]) -> CompiledLoop:
     """The loop with its weights read from the inputs of a graph."""
 
     def over(route: Route) -> Route:
