@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from graphcache.analysis.products import is_quantised_product
 from graphcache.api import trace
 from graphcache.backends.registry import Explains, get_backend
 from graphcache.lowering import Choice, lower, signature_name
@@ -174,9 +175,24 @@ _CPU_ATTENTION = {
 }
 
 
+def _product_flops(given: torch.Size, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Of a product of rows with a quantised weight, whatever that is packed as."""
+    made = out_shape if isinstance(out_shape, torch.Size) else out_shape[0]
+    return 2 * int(made.numel()) * given[-1]
+
+
+def _quantised_products(program: Program) -> dict[Any, Any]:
+    """torch counts none of the products of libraries of quantised weights."""
+    targets: list[Any] = [
+        node.target for node in program.graph.nodes if is_quantised_product(node)
+    ]
+    return {target.overloadpacket: _product_flops for target in targets}
+
+
 def count_flops(program: Program) -> int:
     """Floating-point operations of a lowered program, counted on fake tensors."""
     values = [fake_value(node) for node in placeholders(program.graph)]
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+    known = {**_CPU_ATTENTION, **_quantised_products(program)}
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
         fx.Interpreter(program.module).run(*values)
     return int(counter.get_total_flops())

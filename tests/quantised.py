@@ -86,15 +86,15 @@ def is_quantised(module: nn.Module, path: str) -> bool:
     return isinstance(module, nn.Linear) and path.startswith("blocks.")
 
 
-def inputs(module: nn.Module, seed: int = 1) -> dict[str, Tensor]:
+def inputs(module: Any, seed: int = 1) -> dict[str, Tensor]:
     """Keyword arguments of one call."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(2, 8, WIDTH, generator=generator)
-    dtype = module.time.weight.dtype  # type: ignore[union-attr]
+    dtype = module.time.weight.dtype
     return {"hidden_states": hidden.to(dtype), "timestep": torch.full((2,), 999.0)}
 
 
-def generate(module: nn.Module, steps: int = 3) -> list[Tensor]:
+def generate(module: Any, steps: int = 3) -> list[Tensor]:
     """The outputs of a short denoising loop."""
     given, outputs = inputs(module), []
     with torch.no_grad():

@@ -23,6 +23,7 @@ def test_report() -> None:
 spatial: blocks.0.attn1 (self) holds &blocks.0.attn1.0: f32[2, 3, 8]
 cross: blocks.0.attn2 (cross) holds &blocks.0.attn2.0: f32[2, 3, 8]
 buffers: 384 bytes a stream
+weights: 2720 bytes (2720 f32)
 spatial: Interval(every=2, window=(100, 800)), HoldOutput()
 cross: Interval(every=2, window=(100, 800)), HoldOutput()
 lowering specialize: every decision is known before the step: no branch and no host read

@@ -101,6 +101,14 @@ def test_a_structure_names_what_the_class_says() -> None:
     assert structure(weight) != before
 
 
+@pytest.mark.parametrize("name", ["int8-weights", "int8-dynamic", "float8-dynamic"])
+def test_products_are_counted(name: str) -> None:
+    module = TORCHAO[name]()
+    found = graphcache.explain(module, fora(2), **inputs(module))
+    whole = graphcache.explain(plain(), fora(2), **inputs(module))
+    assert [v.flops for v in found.variants] == [v.flops for v in whole.variants]
+
+
 def test_bytes_are_those_of_the_parts() -> None:
     module: Any = TORCHAO["int8-weights"]()
     found = graphcache.explain(module, fora(2), **inputs(module))
