@@ -71,7 +71,8 @@ def compile(
     runner = Runner(module, target, scheduler, wanted.timestep_callback)
     remake = functools.partial(
         compile,
-        config=config,
+        # As read: a file may be another by then.
+        config=wanted,
         backend=backend,
         lowering=lowering,
         scheduler=scheduler,
