@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test setup-tensorrt test-tensorrt test-fast lint types check
+.PHONY: help setup demo test test-large setup-tensorrt test-tensorrt test-fast lint types check
 .PHONY: bench bench-methods bench-engines clean
 
 help: ## list the targets
@@ -24,8 +24,11 @@ $(STAMP): pyproject.toml
 demo: setup ## generate clips uncached and cached; figures and results go to out/
 	$(BIN)/graphcache demo
 
-test: setup ## run every test that this machine can run
-	$(TEST)
+test: setup ## run the tests of a commit: all but the large ones
+	$(TEST) -m "not large"
+
+test-large: setup ## run the tests that take minutes each
+	$(TEST) -m large
 
 # TensorRT for RTX builds without a GPU. torch-tensorrt-rtx asks for CUDA's torch.
 setup-tensorrt: setup ## add TensorRT for RTX to .venv (NVIDIA's licence applies)
@@ -37,7 +40,7 @@ test-tensorrt: setup-tensorrt ## build engines of every method with the real bui
 	  tests/engine/test_tensorrt_conditions.py
 
 test-fast: setup ## run the tests that do not compile and take seconds at most
-	$(TEST) -m "not slow"
+	$(TEST) -m "not slow and not large"
 
 lint: setup ## check style and formatting
 	$(BIN)/ruff check

@@ -66,20 +66,21 @@ def runner_of(compiled: Any) -> Runner:
 
 def loops_of(compiled: Any) -> list[Loop]:
     """What it has captured and compiled, one per call signature."""
-    return list(runner_of(compiled)._loops)
+    return list(runner_of(compiled).loops)
 
 
 @contextmanager
 def replaying(compiled: Any) -> Iterator[None]:
     """Inside, every compiled function returns its first outputs at once."""
     runner = runner_of(compiled)
-    original = list(runner._loops._loops)
+    loops = runner._captures.current
+    original = list(loops._loops)
     runner.reset()
-    runner._loops._loops = [(key, _replayed(loop)) for key, loop in original]
+    loops._loops = [(key, _replayed(loop)) for key, loop in original]
     try:
         yield
     finally:
-        runner._loops._loops = original
+        loops._loops = original
         runner.reset()
 
 

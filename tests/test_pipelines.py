@@ -313,14 +313,18 @@ def test_a_copy_of_the_pipeline_follows_its_own_scheduler(way: str) -> None:
     assert isinstance(pipe.transformer, CompiledModule)
 
 
-def test_a_copy_of_a_pipeline_compiled_by_hand_follows_its_own_scheduler() -> None:
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_copy_of_a_pipeline_compiled_by_hand_follows_no_other(asked: bool) -> None:
+    """A function that is attached asks the pipeline of before, whatever is copied."""
     pipe = tiny_pipe()
+    scheduler = (lambda: pipe.scheduler) if asked else pipe.scheduler
     pipe.transformer = graphcache.compile(
-        pipe.transformer, pab(), backend="eager", scheduler=pipe.scheduler
+        pipe.transformer, pab(), backend="eager", scheduler=scheduler
     )
     expected = draw(pipe)
     twin = copy.deepcopy(pipe)
-    assert twin.transformer._graphcache_recipe.scheduler is twin.scheduler
+    followed = twin.transformer._graphcache_recipe.scheduler
+    assert followed is (None if asked else twin.scheduler)
     assert torch.equal(draw(twin), expected)
 
 

@@ -170,4 +170,4 @@ def _refuse(frame: TracedFrame) -> None:
             "inside torch.no_grad() (diffusers' pipelines do), or requires_grad_(False)"
             " on the module and its inputs"
         )
-    refuse_hooks(module, root=True)
+    refuse_hooks(module, root=True, casts=False)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphcache.capture.casts import casts
 from graphcache.capture.failures import describe
 from graphcache.capture.twins import twins
 from graphcache.errors import CaptureError
@@ -50,7 +51,7 @@ def export(
 
     module.__dict__["forward"] = flat
     try:
-        with torch.no_grad(), quiet(), twins(module):
+        with torch.no_grad(), quiet(), twins(module), casts(module):
             exported = torch.export.export(module, tensors, strict=False)
             functional: torch.export.ExportedProgram = exported.run_decompositions({})
             return functional

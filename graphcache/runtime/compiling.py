@@ -43,7 +43,7 @@ from graphcache.runtime.loop import Loop
 from graphcache.runtime.loops import ReadValues
 from graphcache.runtime.segment import Branching, Interface, Route, Segment
 from graphcache.runtime.stats import Statistics
-from graphcache.runtime.weights import Weights
+from graphcache.runtime.weights import Weights, weights_of
 from graphcache.signature import Call, with_tensors
 
 
@@ -234,17 +234,18 @@ def _compile(
 ) -> tuple[dict[Signature, Route], dict[str, Route]]:
     """Compile everything that a step may run; what is hoisted runs eager."""
     unique = {id(p): p for tree in lowering.routes.values() for p in segments(tree)}
+    table = weights_of(module)
     compiled: dict[int, Segment] = {}
     with progress_bar("compiling", len(unique), shown=target.progress) as advance:
         for key, part in unique.items():
             run = target.backend.compile(part, target.options)
             stats.graphs_compiled += 1
             advance()
-            compiled[key] = _bound(part, run, module, call)
+            compiled[key] = _bound(part, run, table, call)
     stats.planned_bytes = lowering.planned_bytes
     eager = get_backend("eager")
     small = {
-        id(part): _bound(part, eager.compile(part, {}), module, call)
+        id(part): _bound(part, eager.compile(part, {}), table, call)
         for tree in lowering.hoisted.values()
         for part in segments(tree)
     }
@@ -252,8 +253,10 @@ def _compile(
     return routes, {name: _route(t, small) for name, t in lowering.hoisted.items()}
 
 
-def _bound(program: Program, run: Executable, module: nn.Module, call: Call) -> Segment:
-    weights = Weights.of(module, program.inputs)
+def _bound(
+    program: Program, run: Executable, table: Mapping[str, Tensor], call: Call
+) -> Segment:
+    weights = Weights.of(program.inputs, table)
     interface = Interface.of(program)
     return Segment.bind(interface, run, weights, program.constants, call.paths)
 

@@ -95,17 +95,18 @@ class GraphCall(Call):
     loop: CompiledLoop
 
 
-@dataclass(frozen=True)
 class FlatWeights(Weights):
     """Weights among the inputs of a graph.
 
-    Attributes:
+    Args:
         flat: The inputs of the call in progress.
         places: Which of them they are.
     """
 
-    flat: list[Any]
-    places: tuple[int, ...]
+    def __init__(self, flat: list[Any], places: tuple[int, ...]) -> None:
+        super().__init__((), {})
+        self.flat = flat
+        self.places = places
 
     def read(self) -> list[Tensor]:
         """The weights as this call gives them."""
@@ -231,7 +232,7 @@ def _over(
             inputs = route.interface.inputs
             names = [e.target for e in inputs if e.kind is InputKind.WEIGHT]
             found = tuple(places[name] for name in names)
-            return replace(route, weights=FlatWeights((), (), flat, found))
+            return replace(route, weights=FlatWeights(flat, found))
         compute, reuse = over(route.compute), over(route.reuse)
         head = over(route.head)
         assert isinstance(head, Segment)

@@ -14,13 +14,14 @@ from graphcache.errors import CaptureError
 from graphcache.lowering import choose_lowering
 from graphcache.policy import configuration
 from graphcache.program import TensorType
+from graphcache.runtime.captures import Captures
 from graphcache.runtime.compiling import CompiledLoop, Target, compile_loop
-from graphcache.runtime.guard import StructureWatch, fingerprint, refuse_hooks
+from graphcache.runtime.guard import is_guided, refuse_hooks
 from graphcache.runtime.instances import bare
-from graphcache.runtime.loops import Loops
+from graphcache.runtime.state import state_of
 from graphcache.runtime.stepper import Stepper
-from graphcache.runtime.streams import Stream
 from graphcache.runtime.thresholds import Thresholds, thresholds_of
+from graphcache.runtime.weights import weights_of
 from graphcache.signature import Call, CallSignature
 
 
@@ -57,14 +58,14 @@ class Runner(Stepper):
         self.config: object = None
         self._refuse_training()
         refuse_hooks(module, root=False)
-        self._inspect()
-        self._loops: Loops[CompiledLoop] = Loops()
+        state, self._polls = state_of(module)
+        self._captures = Captures(state)
         self._scale: float | None = None
 
     @property
     def loops(self) -> tuple[CompiledLoop, ...]:
-        """What was compiled so far, the oldest first."""
-        return tuple(self._loops)
+        """What was compiled for the module as it is, the oldest first."""
+        return tuple(self._captures)
 
     def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CompiledLoop:
         """Capture and compile for one call, without running it."""
@@ -94,17 +95,15 @@ class Runner(Stepper):
         self.thresholds.adopt(wanted.policies)
         self._forget_captures()
 
-    def prepare_call(self, call: Call) -> None:
-        """Refuse what a capture cannot follow, and notice what has changed."""
+    def step(self, call: Call) -> Any:
+        """One step, or the module as it is where a guider has hooked its parts."""
         self._refuse_training()
         self._refuse_gradients(call)
-        if self._watch.changed():
-            self._restructure()
-
-    def begin(self, stream: Stream) -> None:
-        """Look at the module thoroughly where a generation begins."""
-        if stream.index == 0 and fingerprint(self.module) != self._fingerprint:
-            self._restructure()
+        if self._polls.changed():
+            if is_guided(self.module):
+                return self._run_uncompiled(call)
+            self._look()
+        return super().step(call)
 
     def scale(self, call: Call) -> float:
         """By what the timestep argument is multiplied for the scheduler's units."""
@@ -114,29 +113,32 @@ class Runner(Stepper):
 
     def find(self, call: Call) -> CompiledLoop:
         """The loop that is good for a call, compiled now if there is none."""
-        loop = self._loops.find(call)
+        loop = self._captures.find(call)
         if loop is None:
             self._refuse_foreign(call)
             loop = compile_loop(
                 bare(self.module), call, self.target, self.stats, self.context_name
             )
-            self._loops.add(call, loop)
-            # What the module keeps from a first call is no change of it.
-            self._inspect()
+            state, self._polls = state_of(self.module)
+            self._captures.add(call, loop, state)
         return loop
 
-    def _inspect(self) -> None:
-        self._fingerprint = fingerprint(self.module)
-        self._watch = StructureWatch(self.module)
-
-    def _restructure(self) -> None:
-        """The module changed: forget what was captured of it, or refuse."""
+    def _look(self) -> None:
+        """Find out in which state the module is, or refuse it."""
         refuse_hooks(self.module, root=True)
-        self._forget_captures()
-        self._inspect()
+        state, polls = state_of(self.module)
+        self._captures.enter(state, weights_of(self.module))
+        self._polls = polls
+        self._scale = None
+
+    def _run_uncompiled(self, call: Call) -> Any:
+        """Call the module with the hooks on its parts; no stream hears of it."""
+        self.stats.uncompiled += 1
+        options = {} if call.return_dict is None else {"return_dict": call.return_dict}
+        return bare(self.module)(**call.values, **options)
 
     def _forget_captures(self) -> None:
-        self._loops.clear()
+        self._captures.clear()
         self._scale = None
 
     def _refuse_training(self) -> None:
@@ -161,7 +163,7 @@ class Runner(Stepper):
         """Refuse an input on another device, or of another precision, than captured."""
         tensors = dict(zip(call.paths, call.tensors, strict=True))
         timestep = timestep_path(tensors)
-        for loop in self._loops:
+        for loop in self._captures:
             for path, tensor in tensors.items():
                 seen = loop.arguments.get(path)
                 if seen is not None and _is_foreign(tensor, seen, path == timestep):

@@ -46,6 +46,7 @@ class Statistics:
         device_reads: Timesteps, and schedules of them, read from a tensor on a device
             other than the CPU.
         resets: Streams that were reset.
+        uncompiled: Calls of the module as it is, because a guider had hooked it.
         planned_bytes: Bytes of buffers that one stream needs, by the latest plan.
         peak_buffer_bytes: Most bytes of buffers held at once, measured.
     """
@@ -60,6 +61,7 @@ class Statistics:
     host_reads: int = 0
     device_reads: int = 0
     resets: int = 0
+    uncompiled: int = 0
     planned_bytes: int = 0
     peak_buffer_bytes: int = 0
 
@@ -108,6 +110,8 @@ class Statistics:
             f"{_many(self.captures, 'capture')}, "
             f"{_many(self.graphs_compiled, 'graph')} compiled"
         )
+        if self.uncompiled:
+            yield f"{_many(self.uncompiled, 'call')} uncompiled, hooked by a guider"
         yield (
             f"read by the host: {_many(self.host_reads, 'score')}, "
             f"{_many(self.device_reads, 'device tensor')}"
@@ -123,7 +127,7 @@ class Statistics:
         self.computed.clear()
         self.reused.clear()
         self.host_reads = self.device_reads = 0
-        self.resets = self.peak_buffer_bytes = 0
+        self.resets = self.uncompiled = self.peak_buffer_bytes = 0
 
 
 def _timelines(steps: Iterable[StepRecord]) -> Iterator[str]:
