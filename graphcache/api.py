@@ -76,9 +76,10 @@ def compile(
     Args:
         target: A pipeline of diffusers, or a transformer, in eval mode. accelerate's
             model offloading may be on; other hooks may not.
-        config: A `graphcache.Policy`, a sequence of them, or one of diffusers' cache
-            configs. For a pipeline it may be a mapping with one by component name,
-            such as ``{"transformer": ..., "transformer_2": ...}``, which compiles those
+        config: A `graphcache.Policy`, a sequence of them, one of diffusers' cache
+            configs, or the same as data: a dict, or the path of a JSON or YAML file.
+            For a pipeline it may be a mapping with one by component name, such as
+            ``{"transformer": ..., "transformer_2": ...}``, which compiles those
             components alone.
         backend: ``"inductor"``, ``"tensorrt"``, ``"eager"`` or ``"reference"``.
         lowering: ``"specialize"`` (one straight-line graph per combination of the

@@ -95,7 +95,7 @@ def run_demo(settings: Settings, console: Console) -> list[Run]:
     generator = Generator.load(settings)
     with _threads(settings.threads):
         runs = measure(generator, _variants(generator, settings), progress.print)
-    console.print(report.build_table(runs, "moving-digits", _caption(settings)))
+    report.print_table(console, runs, "moving-digits", _caption(settings))
     write_results(settings, runs)
     progress.print(f"{settings.output}: {CLIPS}, {SCHEDULE}, {RESULTS}")
     return runs

@@ -29,3 +29,7 @@ class BackendError(GraphCacheError):
 
 class EngineError(GraphCacheError):
     """An engine on disk is damaged, or does not fit this machine or this call."""
+
+
+class CacheIdleWarning(UserWarning):
+    """A generation in which a policy could have reused something, and never did."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,11 @@ from graphcache.policy import Policy, configuration
 from graphcache.printer import format_plan
 from graphcache.program import (
     Fork,
+    InputKind,
     Lowered,
     Program,
+    TensorType,
+    dtype_name,
     fake_value,
     placeholders,
     segments,
@@ -51,6 +55,8 @@ class Explanation:
         policies: Those that took regions, in predicate order.
         lowering: How the program is lowered, and why.
         variants: Every reachable outcome, the all-compute one first.
+        weights: Bytes of the weights that the program reads, by dtype, the most first.
+            Of quantised weights, those of the tensors that they are made of.
         notes: What the backend says of the graphs that it would be given.
     """
 
@@ -58,10 +64,15 @@ class Explanation:
     policies: tuple[Policy, ...]
     lowering: Choice
     variants: tuple[VariantCost, ...]
+    weights: Mapping[torch.dtype, int]
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [format_plan(self.program)]
+        if self.weights:
+            parts = [f"{n} {dtype_name(dtype)}" for dtype, n in self.weights.items()]
+            whole = sum(self.weights.values())
+            lines.append(f"weights: {whole} bytes ({', '.join(parts)})")
         for policy in self.policies:
             lines.append(f"{policy.name}: {policy.decision}, {policy.predictor}")
         lines.append(f"lowering {self.lowering.name}: {self.lowering.reason}")
@@ -115,8 +126,23 @@ def explain(
         parts = {id(part): part for tree in trees for part in segments(tree)}
         notes = chosen.explain(tuple(parts.values()))
     return Explanation(
-        program, policies, lowering.choice, tuple(dict.fromkeys(costs)), notes
+        program,
+        policies,
+        lowering.choice,
+        tuple(dict.fromkeys(costs)),
+        weight_bytes(program),
+        notes,
     )
+
+
+def weight_bytes(program: Program) -> dict[torch.dtype, int]:
+    """Bytes of the weights that a program reads, by dtype, the most first."""
+    nodes = {node.name: node for node in placeholders(program.graph)}
+    sizes: Counter[torch.dtype] = Counter()
+    for entry in program.inputs_of(InputKind.WEIGHT):
+        held = TensorType.of(fake_value(nodes[entry.name]))
+        sizes[held.dtype] += held.bytes
+    return dict(sizes.most_common())
 
 
 def _costs(

@@ -16,16 +16,17 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import nn
 
 import graphcache
-from graphcache.engine import EngineModule
-from graphcache.errors import EngineError, GraphCacheError
-from graphcache.inspection import example_inputs, latent_shape, load_transformer
+from graphcache import folders
+from graphcache.errors import GraphCacheError
+from graphcache.folders import Request, Source
+from graphcache.inspection import latent_shape
+from graphcache.pictures import save_output
 
-IMAGE = "images.png"
-_SMALLEST = 96
-"""Rows of a picture; smaller ones are drawn larger."""
+_DIGITS = Request(steps=50, guidance=2.5)
+"""What the model of the demo is asked for where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +34,21 @@ class Export:
     """What to export.
 
     Attributes:
-        model: Folder of a transformer, or of a pipeline that has one.
+        source: The transformer, and how it is called.
         output: The engine to make.
         config: What to cache, as for `graphcache.compile`.
-        batch: Clips in one call; twice as many as are wanted under guidance.
         backend: ``"aot_inductor"``, ``"onnx"`` or ``"tensorrt"``.
         lowering: As for `graphcache.compile`.
         options: The backend's options.
-        device: The device that is to run it.
-        dtype: The precision of weights and inputs, such as ``"bfloat16"``.
         overwrite: Whether an engine may be replaced.
     """
 
-    model: Path
+    source: Source
     output: Path
     config: object
-    batch: int = 2
     backend: str = "aot_inductor"
     lowering: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
-    device: str = "cpu"
-    dtype: str = "float32"
     overwrite: bool = False
 
 
@@ -64,18 +59,14 @@ def export_model(wanted: Export, console: Console) -> None:
         GraphCacheError: If the model cannot be loaded, captured or compiled, or the
             engine cannot be written.
     """
-    nested = wanted.model / "transformer"
-    folder = nested if nested.is_dir() else wanted.model
-    transformer = load_transformer(folder, _dtype(wanted.dtype)).to(wanted.device)
-    inputs = example_inputs(transformer, wanted.batch)
-    moved = {name: _moved(value, wanted.device) for name, value in inputs.items()}
+    transformer, inputs = wanted.source.load()
     # Nothing is run in this process, so that nothing is compiled for it either.
     compiled = graphcache.compile(
         transformer,
         wanted.config,
         backend="eager",
         lowering=wanted.lowering,
-        example_inputs=moved,
+        example_inputs=inputs,
     )
     path = graphcache.export(
         compiled,
@@ -85,7 +76,8 @@ def export_model(wanted: Export, console: Console) -> None:
         overwrite=wanted.overwrite,
     )
     for file in sorted(path.iterdir()):
-        console.print(f"{file.stat().st_size:>14,} {file.name}", highlight=False)
+        line = f"{file.stat().st_size:>14,} {file.name}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def parse_options(given: Sequence[str]) -> dict[str, Any]:
@@ -107,17 +99,16 @@ def parse_options(given: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _dtype(name: str) -> torch.dtype:
+def parse_dtype(name: str) -> torch.dtype:
+    """A floating-point dtype of torch, by name.
+
+    Raises:
+        GraphCacheError: If there is none.
+    """
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise GraphCacheError(f"{name!r} is no floating-point dtype of torch")
     return found
-
-
-def _moved(value: Any, device: str) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_moved(item, device) for item in value)
-    return value.to(device)
 
 
 @dataclass(frozen=True)
@@ -127,24 +118,20 @@ class Generation:
     Attributes:
         engine: What `export_model` or `graphcache.export` wrote.
         model: Folder of the pipeline; its transformer is not read.
-        output: Folder for the picture.
-        prompts: One per clip or image; digits for the moving-digits model.
-        steps: Denoising steps.
-        guidance: Scale of classifier-free guidance.
-        seed: Seed of the initial noise.
+        output: Folder for the picture or the clip.
+        request: What the pipeline is asked for; digits of the moving-digits model.
+        component: Which transformer the engine stands for.
     """
 
     engine: Path
     model: Path
     output: Path
-    prompts: tuple[str, ...]
-    steps: int = 50
-    guidance: float = 2.5
-    seed: int = 1
+    request: Request = field(default_factory=Request)
+    component: str = folders.TRANSFORMER
 
 
 def run_engine(wanted: Generation, console: Console) -> Path:
-    """Generate with an engine; returns the picture that was written.
+    """Generate with an engine; returns the picture or clip that was written.
 
     Args:
         wanted: What to generate.
@@ -155,25 +142,28 @@ def run_engine(wanted: Generation, console: Console) -> Path:
             together.
     """
     table = wanted.model / "embeddings.safetensors"
-    pipe = _digits_pipeline(wanted) if table.is_file() else _pipeline(wanted)
-    engine = graphcache.load(wanted.engine, scheduler=pipe.scheduler)
-    pipe.register_modules(transformer=engine)
-    given = _digits(wanted, engine, table) if table.is_file() else _prompts(wanted)
+    digits = table.is_file() and not folders.is_pipeline(wanted.model)
+    made = _digits_pipeline(wanted) if digits else _pipeline(wanted)
+    engine = graphcache.load(wanted.engine, scheduler=made.scheduler)
+    pipe = folders.with_transformer(made, wanted.component, engine)
+    given = (
+        _digits(wanted.request, engine, table)
+        if digits
+        else folders.arguments(made, wanted.request)
+    )
     started = time.perf_counter()
-    with torch.no_grad():
-        output = pipe(
-            num_inference_steps=wanted.steps,
-            guidance_scale=wanted.guidance,
-            generator=torch.Generator().manual_seed(wanted.seed),
-            **given,
-        )
+    output = folders.generate(pipe, given)
     seconds = time.perf_counter() - started
-    wanted.output.mkdir(parents=True, exist_ok=True)
-    path = wanted.output / IMAGE
-    _sheet(output).save(path)
-    console.print(str(engine.cache_stats), highlight=False, markup=False)
-    console.print(f"{seconds:.1f} s; written to {path}", highlight=False)
+    path = save_output(output, wanted.output)
+    for line in (str(engine.cache_stats), f"{seconds:.1f} s; written to {path}"):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     return path
+
+
+def _pipeline(wanted: Generation) -> Any:
+    if not wanted.request.prompts:
+        raise GraphCacheError("give a prompt for each picture or clip")
+    return folders.load_pipeline(wanted.model, without=wanted.component)
 
 
 def _digits_pipeline(wanted: Generation) -> Any:
@@ -191,64 +181,29 @@ def _digits_pipeline(wanted: Generation) -> Any:
     )
 
 
-def _digits(wanted: Generation, engine: EngineModule, file: Path) -> dict[str, Any]:
+def _digits(request: Request, engine: nn.Module, file: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
+    given = request.options
+    if sizes := {"height", "width", "num_frames"} & given.keys():
+        raise GraphCacheError(
+            f"clips of this model have one size: leave out {', '.join(sorted(sizes))}"
+        )
     table = load_file(file)["embeddings"]
-    count, empty = len(wanted.prompts), len(table) - 1
+    prompts = request.prompts or ("3",)
+    count, empty = len(prompts), len(table) - 1
     known = {str(digit): digit for digit in range(empty)}
-    if unknown := [prompt for prompt in wanted.prompts if prompt not in known]:
+    if unknown := [prompt for prompt in prompts if prompt not in known]:
         raise GraphCacheError(
             f"this model draws the digits 0 to {empty - 1}, not {', '.join(unknown)}"
         )
-    noise = torch.Generator().manual_seed(wanted.seed)
+    noise = torch.Generator().manual_seed(request.seed)
     return {
-        "prompt_embeds": table[[known[prompt] for prompt in wanted.prompts]],
+        **_DIGITS.options,
+        **given,
+        "prompt_embeds": table[[known[prompt] for prompt in prompts]],
         "negative_prompt_embeds": table[empty:].expand(count, -1, -1),
         "latents": torch.randn(count, *latent_shape(engine.config), generator=noise),
+        "generator": torch.Generator().manual_seed(request.seed),
         "output_type": "latent",
     }
-
-
-def _pipeline(wanted: Generation) -> Any:
-    if not (wanted.model / "model_index.json").is_file():
-        raise GraphCacheError(
-            f"{wanted.model} has no model_index.json: give the folder that "
-            "save_pretrained of a diffusers pipeline wrote"
-        )
-    loader = importlib.import_module("diffusers").DiffusionPipeline
-    try:
-        return loader.from_pretrained(str(wanted.model), transformer=None)
-    except (OSError, ValueError) as error:
-        raise GraphCacheError(
-            f"diffusers cannot load {wanted.model}: {error}"
-        ) from error
-
-
-def _prompts(wanted: Generation) -> dict[str, Any]:
-    return {"prompt": list(wanted.prompts), "output_type": "np"}
-
-
-def _sheet(output: Any) -> Any:
-    """One row per clip, one column per frame; images are one frame each."""
-    from PIL import Image
-
-    found = getattr(output, "frames", None)
-    frames = torch.as_tensor(output.images if found is None else found).detach()
-    if frames.ndim == 4:
-        frames = frames[:, None]
-    if found is not None and isinstance(found, Tensor):
-        # Latents that are grey values from -1 to 1, channels first.
-        frames = frames.float().movedim(2, -1) * 0.5 + 0.5
-    clips, count, height, width, channels = frames.shape
-    if channels not in (1, 3):
-        raise EngineError(f"pictures of {channels} channels cannot be drawn")
-    bytes_ = (frames.clamp(0, 1) * 255).round().to(torch.uint8)
-    rows = bytes_.permute(0, 2, 1, 3, 4).reshape(
-        clips * height, count * width, channels
-    )
-    image = Image.fromarray(rows.expand(-1, -1, 3).numpy())
-    scale = -(-_SMALLEST // height)
-    return image.resize(
-        (image.width * scale, image.height * scale), Image.Resampling.NEAREST
-    )

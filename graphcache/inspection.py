@@ -1,10 +1,10 @@
-"""What `graphcache inspect` does: load a transformer, make inputs, print the plan."""
+"""What `graphcache inspect` prints, and transformers without their pipelines."""
 
 from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def load_transformer(path: Path, dtype: torch.dtype | None = None) -> nn.Module:
     loader = importlib.import_module("diffusers").AutoModel
     try:
         module: nn.Module = loader.from_pretrained(
-            str(path), use_safetensors=True, torch_dtype=dtype
+            str(path), use_safetensors=True, dtype=dtype
         )
     except (OSError, ValueError) as error:
         raise GraphCacheError(f"diffusers cannot load {path}: {error}") from error
@@ -63,8 +63,9 @@ def example_inputs(transformer: nn.Module, batch: int = 2) -> dict[str, Any]:
     name = type(transformer).__name__
     if name != "CogVideoXTransformer3DModel":
         raise GraphCacheError(
-            "inspect knows the inputs of CogVideoXTransformer3DModel, and this is "
-            f"{name}: call graphcache.trace(module, config, **inputs) with its inputs"
+            "a folder of a transformer alone is known for CogVideoXTransformer3DModel, "
+            f"and this is {name}: give the folder of its pipeline, or call "
+            "graphcache.trace(module, config, **inputs) with its inputs"
         )
     config: Any = transformer.config
     dtype = next(transformer.parameters()).dtype
@@ -88,15 +89,15 @@ def example_inputs(transformer: nn.Module, batch: int = 2) -> dict[str, Any]:
     return inputs
 
 
-METHODS: dict[str, Callable[[], object]] = {
-    "dbcache": lambda: graphcache.dbcache(1, 1),
-    "fastercache": graphcache.fastercache,
-    "first-block": graphcache.first_block_cache,
-    "fora": lambda: graphcache.fora(2),
-    "pab": lambda: graphcache.pyramid_attention_broadcast(2),
-    "taylorseer": graphcache.taylorseer,
-    "taylorseer-lite": lambda: graphcache.taylorseer(lite=True),
-    "teacache": lambda: graphcache.teacache(0.1),
+METHODS: dict[str, dict[str, Any]] = {
+    "dbcache": {"method": "dbcache", "head": 1, "tail": 1},
+    "fastercache": {"method": "fastercache"},
+    "first-block": {"method": "first_block_cache"},
+    "fora": {"method": "fora", "interval": 2},
+    "pab": {"method": "pab", "spatial": 2},
+    "taylorseer": {"method": "taylorseer"},
+    "taylorseer-lite": {"method": "taylorseer", "lite": True},
+    "teacache": {"method": "teacache", "threshold": 0.1},
 }
 """Methods that need no calibration, at settings that show their plan."""
 
@@ -108,23 +109,25 @@ def method(name: str) -> object:
         GraphCacheError: If there is no such method.
     """
     if name not in METHODS:
-        raise GraphCacheError(f"unknown method {name!r}: know {', '.join(METHODS)}")
-    return METHODS[name]()
+        raise GraphCacheError(
+            f"unknown method {name!r}: know {', '.join(METHODS)}; with options of "
+            "your own it is a file, for --config"
+        )
+    return graphcache.config_from_dict(METHODS[name])
 
 
-def inspect(path: Path, config: object) -> str:
+def report(transformer: nn.Module, inputs: Mapping[str, Any], config: object) -> str:
     """The plan of a transformer under some policies, as text.
 
     Args:
-        path: Directory of the transformer.
+        transformer: In eval mode.
+        inputs: Keyword arguments of one call.
         config: What to cache, as for `graphcache.compile`.
 
     Raises:
-        GraphCacheError: If the model cannot be loaded or captured, or the policies
-            match nothing in it.
+        GraphCacheError: If the model cannot be captured, or the policies match nothing
+            in it.
     """
-    transformer = load_transformer(path)
-    inputs = example_inputs(transformer)
     found = graphcache.explain(transformer, config, **inputs)
     counts = Counter(region.kind for region in found.program.regions)
     shown = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind])

@@ -220,12 +220,16 @@ def _value(value: Any, names: Names) -> str:
 
 
 def _type(node: fx.Node) -> str:
-    value = fake_value(node)
+    return _type_of(fake_value(node))
+
+
+def _type_of(value: Any) -> str:
     if isinstance(value, Tensor):
         return str(TensorType.of(value))
     if isinstance(value, (tuple, list)):
-        return f"({', '.join(str(TensorType.of(item)) for item in value)})"
-    return type(value).__name__
+        return f"({', '.join(map(_type_of, value))})"
+    # An operator may leave a result out.
+    return "None" if value is None else type(value).__name__
 
 
 def _op_name(node: fx.Node) -> str:

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import cell_len
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -201,22 +203,81 @@ def _column(run: Run, runs: Sequence[Run]) -> dict[str, str]:
     }
 
 
-def build_table(runs: Sequence[Run], title: str, caption: str) -> Table:
-    """The table of the demo.
+def print_table(
+    console: Console, runs: Sequence[Run], title: str, caption: str
+) -> None:
+    """Print the table of the demo, no figure cut whatever the width is.
+
+    Where the columns do not fit beside each other, each run has a table of its own; in
+    less than a few words of width, lines.
 
     Args:
+        console: Where it is printed.
         runs: The reference first.
         title: Above the table.
         caption: Below it: how the figures were taken.
     """
-    table = Table(title=title, caption=caption, caption_justify="left")
-    table.add_column("")
-    for run in runs:
+    rows = table_rows(runs)
+    every = list(range(len(runs)))
+    for columns in [every], [[column] for column in every]:
+        tables = [build_table(rows, runs, chosen, title, "") for chosen in columns]
+        if all(_least_width(table) <= console.width for table in tables):
+            for table in tables:
+                console.print(table)
+            break
+    else:
+        for label, *cells in rows:
+            shown = ", ".join(
+                f"{r.name}: {c}" for r, c in zip(runs, cells, strict=True) if c
+            )
+            console.print(f"{label}: {shown}", markup=False, soft_wrap=True)
+    console.print(caption, markup=False, highlight=False, style="table.caption")
+
+
+_LABEL = 12
+"""Columns of text that a label needs; it is folded into them."""
+
+
+def build_table(
+    rows: Sequence[Sequence[str]],
+    runs: Sequence[Run],
+    chosen: Sequence[int],
+    title: str,
+    caption: str,
+) -> Table:
+    """A table of some of the runs; figures stay on one line, labels fold.
+
+    Args:
+        rows: What `table_rows` returned.
+        runs: All runs.
+        chosen: Which of them, by index.
+        title: Above the table.
+        caption: Below it.
+    """
+    table = Table(title=title, caption=caption or None, caption_justify="left")
+    table.add_column("", overflow="fold", min_width=_LABEL)
+    for index in chosen:
         # On two lines, so that three columns fit a terminal of 80 characters.
-        table.add_column(run.name.replace(" ", "\n", 1), justify="right")
-    for row in table_rows(runs):
-        table.add_row(*row)
+        name = runs[index].name.replace(" ", "\n", 1)
+        table.add_column(name, justify="right", no_wrap=True)
+    for label, *cells in rows:
+        if any(cells[index] for index in chosen):
+            table.add_row(label, *(cells[index] for index in chosen))
     return table
+
+
+def _least_width(table: Table) -> int:
+    """The width of a table in which labels are folded and figures are whole."""
+    widths = [
+        max(
+            cell_len(line)
+            for cell in (column.header, *column.cells)
+            for line in str(cell).splitlines() or [""]
+        )
+        for column in table.columns[1:]
+    ]
+    # Each column has a space on either side, and a line after it.
+    return 1 + sum(width + 3 for width in (_LABEL, *widths))
 
 
 def format_bytes(count: int) -> str:

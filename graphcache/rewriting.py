@@ -79,6 +79,12 @@ def _guided(
     _refuse(policies, context)
     batched = _batched_arguments(call, config)
     captured = capture(module, call)
+    if not all(write.is_plain for write in captured.writes):
+        raise PolicyError(
+            "guidance is to be predicted, and the module writes tensors to "
+            f"{', '.join(write.path for write in captured.writes)}, of which no half "
+            "can be predicted: leave guidance out"
+        )
     second = capture(module, halved(call, batched))
     full = _full(captured.program, policies)
     half = _half(second.program, policies)

@@ -139,7 +139,7 @@ def with_tensors(call: Call, tensors: Sequence[Tensor]) -> dict[str, Any]:
         tensors: One for each of its tensor leaves, in order.
     """
     leaves = iter(tensors)
-    return {name: _rebuild(value, leaves) for name, value in call.values.items()}
+    return {n: rebuilt(v, lambda _: next(leaves)) for n, v in call.values.items()}
 
 
 def children(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -160,12 +160,21 @@ def _is_object(value: Any) -> bool:
     return hasattr(value, "__dict__") and not opaque
 
 
-def _rebuild(value: Any, leaves: Iterator[Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return next(leaves)
+def rebuilt(
+    value: Any, leaf: Callable[[Any], Any], kinds: tuple[type, ...] = (Tensor,)
+) -> Any:
+    """A copy with other leaves: its containers and objects are new ones.
+
+    Args:
+        value: A leaf, a plain value, or a container or object of those.
+        leaf: What stands in for a leaf.
+        kinds: The types of leaves.
+    """
+    if isinstance(value, kinds):
+        return leaf(value)
     if isinstance(value, PLAIN):
         return value
-    items = [_rebuild(item, leaves) for _, item in children(value)]
+    items = [rebuilt(item, leaf, kinds) for _, item in children(value)]
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*items)
     if isinstance(value, (tuple, list)):
@@ -174,9 +183,9 @@ def _rebuild(value: Any, leaves: Iterator[Tensor]) -> Any:
         copied = copy.copy(value)
         copied.update(zip(value, items, strict=True))
         return copied
-    rebuilt = object.__new__(type(value))
-    rebuilt.__dict__.update(zip(vars(value), items, strict=True))
-    return rebuilt
+    made = object.__new__(type(value))
+    made.__dict__.update(zip(vars(value), items, strict=True))
+    return made
 
 
 def _flatten(

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 import graphcache
 from graphcache import demo, inspection
 from graphcache.cli import app
+from tests import pipelines
 from tests.models import tiny
 
 MODEL = demo.DEFAULT_MODEL
@@ -112,6 +113,23 @@ def test_inspect_prints_the_plan_of_another_method() -> None:
     assert "first_block=reuse" in result.stdout
     unknown = invoke("inspect", MODEL / "transformer", "--method", "magic")
     assert refused(unknown, "unknown method 'magic'")
+
+
+def test_inspect_reads_a_pipeline_or_a_config(tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("Fn_compute_blocks: 1\nresidual_diff_threshold: 0.2\n")
+    model = pipelines.saved(pipelines.auraflow, tmp_path / "model")
+    options = ("--prompt", "a cat", "--height", "16", "--width", "32")
+    result = invoke("inspect", model, *options, "--config", policy)
+    assert result.exit_code == 0, result.output
+    found = "AuraFlowTransformer2DModel: 3 attention, 4 feed-forward, 3 block regions"
+    assert result.stdout.startswith(found)
+    assert "dbcache=reuse" in result.stdout
+    # 8 x 16 latents in patches of 2 x 2, after 256 and 8 tokens of text.
+    assert "f32[2, 296, 16]" in result.stdout
+    digits = invoke("inspect", MODEL, "--method", "fora")
+    assert digits.exit_code == 0, digits.output
+    assert refused(invoke("inspect", MODEL, "--prompt", "3"), "no model_index.json")
 
 
 def test_inspect_passes_the_policy_on() -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 
 import graphcache
-from graphcache import demo, generation
+from graphcache import demo, folders, generation, pictures
+from graphcache.engine import formats
+from graphcache.pictures import save_output
+from tests import pipelines
+from tests.engine import memory
 from tests.test_cli import cogvideox, invoke, refused
 from tests.test_pipeline import generate, pipeline
 
@@ -36,7 +37,7 @@ def test_export_and_run(engine: Path, tmp_path: Path) -> None:
     done = invoke("run", engine, "7", "--steps", "5", "--output", tmp_path)
     assert done.exit_code == 0, done.output
     assert "5 steps" in done.stdout
-    drawn = Image.open(tmp_path / generation.IMAGE)
+    drawn = Image.open(tmp_path / pictures.IMAGE)
     assert drawn.size == (6 * 96, 96)
     assert np.asarray(drawn).std() > 10
 
@@ -94,47 +95,85 @@ def test_options() -> None:
     }
 
 
-class Pipeline:
-    """A pipeline that gives images, as those of diffusers do."""
-
-    def __init__(self) -> None:
-        self.scheduler = SimpleNamespace(timesteps=torch.tensor([500]))
-        self.given: dict[str, Any] = {}
-
-    def register_modules(self, transformer: Any) -> None:
-        """Take the engine."""
-        self.transformer = transformer
-
-    def __call__(self, **kwargs: Any) -> Any:
-        """Two images, one black and one white."""
-        self.given = kwargs
-        images = np.stack([np.zeros((128, 96, 3)), np.ones((128, 96, 3))])
-        return SimpleNamespace(images=images)
+@pytest.fixture(name="memory")
+def _memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine's programs stay in this process, and are not compiled."""
+    monkeypatch.setitem(formats._FORMATS, memory.NAME, memory.LOCATION)
 
 
-def test_a_pipeline_with_prompts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = Pipeline()
-    loaded: dict[str, Any] = {}
+SMALL = ("--height", "32", "--width", "32", "--frames", "9")
+WHOLE = {
+    "auraflow": (("--prompt", "a red cat"), ("a red cat",), ()),
+    "classes": (("--prompt", "3"), ("3",), ()),
+    "cogvideox": (("--prompt", "a red cat", *SMALL), ("a red cat",), SMALL),
+}
 
-    def from_pretrained(path: str, **kwargs: Any) -> Pipeline:
-        loaded.update(path=path, **kwargs)
-        return made
 
-    engine = SimpleNamespace(cache_stats="steps")
-    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(graphcache, "load", lambda path, scheduler: engine)
-    (tmp_path / "model_index.json").write_text(json.dumps({}))
-    out = tmp_path / "out"
-    done = invoke(
-        "run", "engine", "a cat", "a dog", "--model", tmp_path, "--output", out
-    )
+def drawn(path: Path) -> Any:
+    """The pixels of a picture, or of the last frame of a clip."""
+    with Image.open(path) as image:
+        image.seek(getattr(image, "n_frames", 1) - 1)
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.usefixtures("memory")
+@pytest.mark.parametrize("name", WHOLE)
+def test_any_pipeline(name: str, tmp_path: Path) -> None:
+    exported, prompts, sizes = WHOLE[name]
+    model = pipelines.saved(getattr(pipelines, name), tmp_path / "model")
+    policy, engine = tmp_path / "policy.yaml", tmp_path / "engine"
+    policy.write_text("{method: first_block_cache, threshold: 0.3}")
+    options = ("--backend", memory.NAME, "--config", policy)
+    done = invoke("export", model, engine, *exported, *options)
     assert done.exit_code == 0, done.output
-    assert loaded == {"path": str(tmp_path), "transformer": None}
-    assert made.transformer is engine
-    assert made.given["prompt"] == ["a cat", "a dog"]
-    drawn = np.asarray(Image.open(out / generation.IMAGE))
-    assert drawn.shape == (256, 96, 3)
-    assert drawn[:128].max() == 0
-    assert drawn[128:].min() == 255
+    # What is generated needs no transformer.
+    (model / "transformer").rename(tmp_path / "transformer")
+    out = ("--steps", "4", "--seed", "3", "--output", tmp_path / "ours")
+    done = invoke("run", engine, *prompts, "--model", model, *sizes, *out)
+    assert done.exit_code == 0, done.output
+    assert "4 steps" in done.stdout
+    (ours,) = (tmp_path / "ours").iterdir()
+    assert ours.suffix == (".gif" if name == "cogvideox" else ".png")
+    # The same pipeline in Python, compiled by the same policy.
+    (tmp_path / "transformer").rename(model / "transformer")
+    pipe = folders.load_pipeline(model)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer = graphcache.compile(
+        pipe.transformer.eval(), policy, backend="eager", scheduler=pipe.scheduler
+    )
+    numbers = (None, None, None) if name != "cogvideox" else (32, 32, 9)
+    request = folders.Request(prompts, *numbers, steps=4, seed=3)
+    output = folders.generate(pipe, folders.arguments(pipe, request))
+    theirs = save_output(output, tmp_path / "theirs")
+    assert np.array_equal(drawn(ours), drawn(theirs))
+    assert drawn(ours).std() > 1
+
+
+@pytest.mark.usefixtures("memory")
+def test_another_size_than_the_engines_is_refused(tmp_path: Path) -> None:
+    model = pipelines.saved(pipelines.auraflow, tmp_path / "model")
+    engine = tmp_path / "engine"
+    sizes = ("--height", "16", "--width", "16")
+    options = ("--backend", memory.NAME, "--method", "fora")
+    done = invoke("export", model, engine, "--prompt", "a", *sizes, *options)
+    assert done.exit_code == 0, done.output
+    larger = ("--height", "24", "--width", "16", "--steps", "2")
+    other = invoke("run", engine, "a", "--model", model, *larger)
+    assert other.exit_code == 1
+    assert "error: hidden_states is float32[2, 4, 12, 8]" in other.stderr
+    assert refused(invoke("run", engine, "--model", model), "give a prompt")
+
+
+def test_one_thing_says_what_to_cache(tmp_path: Path) -> None:
+    policy = tmp_path / "p.yaml"
+    policy.write_text("{method: fora, intervall: 2}")
+    both = ("--config", policy, "--method", "fora")
+    assert refused(invoke("inspect", MODEL, *both), "--config and --method both say")
+    both = ("--method", "fora", "--cross", "2")
+    assert refused(invoke("inspect", MODEL, *both), "--method and --spatial, --temp")
+    out = tmp_path / "e"
+    wrong = invoke("export", MODEL, out, "--config", policy)
+    assert refused(wrong, "p.yaml: config: fora has no 'intervall': did you mean")
+    none = invoke("export", MODEL, out, "--config", tmp_path / "none.json")
+    assert refused(none, "none.json cannot be read")
+    assert not out.exists()

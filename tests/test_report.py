@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections import Counter, deque
 from pathlib import Path
 from typing import Any
@@ -183,15 +184,46 @@ def test_summary_is_strict_json() -> None:
     assert read["buffer_bytes_measured"] == 3 * 1024**2
 
 
-def test_three_columns_fit_a_terminal_of_80_characters() -> None:
+def printed(runs: list[Run], width: int | None) -> list[str]:
+    """The lines of the table in a terminal, or in a file."""
+    file = io.StringIO()
+    report.print_table(Console(width=width, file=file), runs, "title", "caption")
+    return file.getvalue().splitlines()
+
+
+def three_runs() -> list[Run]:
+    """As the demo makes them with --with-compile."""
     names = ("uncached (eager)", "uncached torch.compile")
-    stats = Statistics(regions={"spatial": ("a",)}, computed=Counter(spatial=198))
-    runs = [*map(run, names), cached_run(cache=stats)]
-    console = Console(width=80, file=io.StringIO(), record=True)
-    console.print(report.build_table(runs, "title", "caption"))
-    lines = console.export_text().splitlines()
+    stats = Statistics(
+        regions={"spatial": ("a",), "a_policy_with_a_rather_long_name": ("b",)},
+        computed=Counter(spatial=12198, a_policy_with_a_rather_long_name=3),
+        planned_bytes=1_234_567_890,
+        peak_buffer_bytes=1_234_567_890,
+    )
+    return [*map(run, names), cached_run(cache=stats)]
+
+
+def test_three_columns_fit_a_terminal_of_80_characters() -> None:
+    runs = [*three_runs()[:2], cached_run(cache=statistics())]
+    lines = printed(runs, 80)
     # No cell wraps: two lines of heading, three of frame, the title and the caption.
     assert len(lines) == len(report.table_rows(runs)) + 2 + 3 + 2
+
+
+@pytest.mark.parametrize("width", [200, 80, 79, 60, 40, 30, 20, 10, None])
+def test_no_figure_is_cut(width: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    runs = three_runs()
+    lines = printed(runs, width)
+    text = "\n".join(lines)
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    for _, *cells in report.table_rows(runs):
+        assert all(any(cell in line for line in lines) for cell in cells)
+    # Labels are folded and not cut: their letters are all there, in order.
+    labels = "".join(re.split(r"[^a-z_]", text))
+    assert re.search(".*".join("a_policy_with_a_rather_long_name"), labels)
+    if width is not None and width >= 40:
+        assert max(map(len, lines)) <= width
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from graphcache.analysis.blocks import block_scope
+from graphcache.analysis.products import is_quantised_product
 from graphcache.capture.labels import Scope, scopes
 from graphcache.ops import is_flex_attention
 
@@ -30,6 +31,8 @@ _PROJECTIONS = (
     *(_aten.linear.default, _aten.mm.default, _aten.addmm.default),
     *(_aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default),
 )
+# Nodes that dequantise one weight, at most: what takes more comes from the call.
+_LONGEST = 100
 
 
 @dataclass(frozen=True)
@@ -224,7 +227,7 @@ def _projected(
     """
     found: set[fx.Node] = set()
     for node in _behind(root, inside)[0]:
-        if node.target in _PROJECTIONS:
+        if node.target in _PROJECTIONS or is_quantised_product(node):
             sides = [_sources(side, inside, state) for side in _factors(node)]
             if len(sides) > 1 and not all(sides):
                 found = found.union(*sides)
@@ -232,6 +235,9 @@ def _projected(
 
 
 def _factors(product: fx.Node) -> list[fx.Node]:
+    if is_quantised_product(product):
+        # Its scales are factors as well.
+        return product.all_input_nodes
     factors = product.args[1:3] if product.target in _SUMS else product.args[:2]
     return [factor for factor in factors if isinstance(factor, fx.Node)]
 
@@ -243,9 +249,18 @@ def _is_projection(product: fx.Node, state: Collection[str]) -> bool:
 
 
 def _is_state(node: fx.Node, state: Collection[str]) -> bool:
-    while node.op == "call_function" and len(node.all_input_nodes) == 1:
-        node = node.all_input_nodes[0]
-    return node.name in state
+    seen: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        pending.extend(node.all_input_nodes)
+        made = node.op == "call_function" and node.all_input_nodes
+        if len(seen) > _LONGEST or not (made or node.name in state):
+            return False
+    return True
 
 
 def _is_joined(

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
+from graphcache.analysis.products import is_quantised_product
 from graphcache.program import static_type
 
 _aten = torch.ops.aten
@@ -44,8 +45,8 @@ def is_feed_forward(nodes: Iterable[fx.Node], latents: set[fx.Node]) -> bool:
         latents: Every node that depends on the latents.
     """
     body = list(nodes)
-    products = [node for node in body if node.target in _PRODUCTS]
-    if len(products) < 2 or not any(node.target in _NONLINEAR for node in body):
+    products = sum(n.target in _PRODUCTS or is_quantised_product(n) for n in body)
+    if products < 2 or not any(node.target in _NONLINEAR for node in body):
         return False
     inside = set(body)
     taken = {

@@ -118,7 +118,7 @@ class Recorder:
         Raises:
             PolicyError: If the step does not follow the one before in the schedule.
         """
-        if step.index == 0:
+        if step.fresh:
             begun = Trajectory(stream, program, step.place, step.count)
             self.trajectories.append(begun)
             self._latest[stream] = begun

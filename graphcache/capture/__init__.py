@@ -37,8 +37,11 @@ from graphcache.capture.labels import (
     spreads,
 )
 from graphcache.capture.outputs import OutputTree, take_tensors
+from graphcache.capture.state import kept, shell
+from graphcache.capture.weights import QuantisedWeight, quantised_weights
 from graphcache.capture.writes import Write
 from graphcache.errors import CaptureError, VerifyError
+from graphcache.locking import compiling
 from graphcache.runtime.instances import bare
 from graphcache.signature import Call
 from graphcache.spec import verify
@@ -93,17 +96,25 @@ def capture(module: nn.Module, call: Call) -> Capture:
     # Writes are counted outside inference mode only; its weights do not leave it.
     weights = (*module.parameters(), *module.buffers())
     inference = any(weight.is_inference() for weight in weights)
-    with torch.inference_mode(inference), torch.no_grad(), buffers_kept(module):
+    with (
+        compiling(),
+        torch.inference_mode(inference),
+        torch.no_grad(),
+        kept(module, always=False),
+        buffers_kept(module),
+    ):
         named, writes = call_eager(plain, call)
-        traced = _best_trace(plain, call)
+        traced = _best_trace(shell(plain), call)
     _check_alike(module, traced.output, named)
-    return Capture(traced.program, traced.output, named, traced.read, writes)
+    _check_writes(module, traced.writes, writes)
+    return Capture(traced.program, traced.output, named, traced.read, traced.writes)
 
 
 @dataclass(frozen=True)
 class _Trace:
     program: ir.Program
     output: OutputTree
+    writes: tuple[Write, ...]
     read: frozenset[str]
     left: bool
 
@@ -138,21 +149,23 @@ def _trace(module: nn.Module, call: Call, *, shapes: bool) -> _Trace:
         read.update(mode.read)
         left.add(mode.left)
 
-    exported = export(module, call, listening)
+    weights = quantised_weights(module)
+    found = export(module, call, weights, listening)
+    exported = found.program
     graph_module = ir.copy_module(exported.graph_module)
-    _drop_assignments(graph_module.graph, exported.graph_signature)
-    output = take_tensors(graph_module.graph, exported.call_spec.out_spec)
-    inputs = inputs_of(graph_module.graph, exported.graph_signature.input_specs, call)
+    _drop_assignments(graph_module.graph, exported.graph_signature, call, weights)
+    output = take_tensors(graph_module.graph, found.output)
+    specs = exported.graph_signature.input_specs
+    inputs = inputs_of(graph_module.graph, specs, call, weights)
     constants = constants_of(exported)
-    program = source_program(module, graph_module, inputs, output, constants)
-    return _Trace(program, output, frozenset(read), any(left))
+    program = source_program(module, graph_module, inputs, constants)
+    return _Trace(program, output, found.writes, frozenset(read), any(left))
 
 
 def source_program(
     module: nn.Module,
     graph_module: fx.GraphModule,
     inputs: tuple[ir.Input, ...],
-    output: OutputTree,
     constants: Mapping[str, Tensor],
 ) -> ir.Program:
     """A program of an exported graph, labelled with the module calls of each node.
@@ -161,7 +174,6 @@ def source_program(
         module: What was traced.
         graph_module: The graph; it returns tensors alone.
         inputs: One per placeholder.
-        output: Where the tensors that it returns belong.
         constants: Tensors that the trace lifted out of the forward.
 
     Raises:
@@ -173,7 +185,7 @@ def source_program(
         stage=ir.Stage.SOURCE,
         module=graph_module,
         inputs=inputs,
-        results=len(output.tensors),
+        results=len(ir.output_values(graph_module.graph)),
         constants=constants,
     )
     try:
@@ -200,12 +212,19 @@ def _known_values(call: Call, traced: Sequence[Tensor], shapes: bool) -> KnownVa
     )
 
 
-def _drop_assignments(graph: fx.Graph, signature: ExportGraphSignature) -> None:
+def _drop_assignments(
+    graph: fx.Graph,
+    signature: ExportGraphSignature,
+    call: Call,
+    weights: Sequence[QuantisedWeight],
+) -> None:
     """Refuse writes to what the forward reads, and drop those to what it does not.
 
     A buffer that every call makes anew, and none reads before, is no state.
     """
     sources = {spec.target: spec.arg.name for spec in signature.input_specs}
+    inner = [target for weight in weights for target in weight.targets]
+    given = dict(zip(signature.user_inputs, [*call.paths, *inner], strict=True))
     nodes = {node.name: node for node in ir.placeholders(graph)}
     kept, written = [], []
     for spec, value in zip(
@@ -216,7 +235,7 @@ def _drop_assignments(graph: fx.Graph, signature: ExportGraphSignature) -> None:
         elif spec.kind is not OutputKind.BUFFER_MUTATION or (
             nodes[sources[spec.target]].users
         ):
-            written.append(str(spec.target))
+            written.append(given.get(str(spec.target), str(spec.target)))
     refuse_writes(written)
     ir.output_node(graph).args = (tuple(kept),)
 
@@ -229,6 +248,19 @@ def _check_alike(module: nn.Module, output: OutputTree, named: OutputTree) -> No
         raise CaptureError(
             f"{type(module).__name__} returns ({shown[0]}) with return_dict=True and "
             f"({shown[1]}) without: which is which cannot be told"
+        )
+
+
+def _check_writes(
+    module: nn.Module, traced: tuple[Write, ...], called: tuple[Write, ...]
+) -> None:
+    """Refuse a forward that does not write alike at every call."""
+    places = [{write.path for write in writes} for writes in (traced, called)]
+    if places[0] != places[1]:
+        raise CaptureError(
+            f"{type(module).__name__} writes to "
+            f"{', '.join(sorted(places[0] ^ places[1]))} at one call and not at "
+            "another of the same arguments: what it writes cannot be foreseen"
         )
 
 
@@ -254,15 +286,24 @@ def constants_of(exported: torch.export.ExportedProgram) -> Mapping[str, Tensor]
 
 
 def inputs_of(
-    graph: fx.Graph, specs: Sequence[InputSpec], call: Call
+    graph: fx.Graph,
+    specs: Sequence[InputSpec],
+    call: Call,
+    weights: Sequence[QuantisedWeight],
 ) -> tuple[ir.Input, ...]:
-    """Name every placeholder's source; arguments are called after their paths."""
-    paths = iter(call.paths)
+    """Name every placeholder's source; arguments are called after their paths.
+
+    What quantised weights are made of is moved to the front, to the other weights.
+    """
+    argument, weight = ir.InputKind.ARGUMENT, ir.InputKind.WEIGHT
+    inner = [target for held in weights for target in held.targets]
+    given = iter([*((argument, p) for p in call.paths), *((weight, t) for t in inner)])
     inputs = []
     for node, spec in zip(ir.placeholders(graph), specs, strict=True):
         if spec.kind is InputKind.USER_INPUT:
-            kind, target = ir.InputKind.ARGUMENT, next(paths)
-            node._rename(re.sub(r"\W", "_", target))
+            kind, target = next(given)
+            prefix = "p_" if kind is weight else ""
+            node._rename(prefix + re.sub(r"\W", "_", target))
         elif spec.kind in _WEIGHTS:
             kind, target = ir.InputKind.WEIGHT, str(spec.target)
         elif spec.kind is InputKind.CONSTANT_TENSOR:
@@ -270,4 +311,17 @@ def inputs_of(
         else:
             raise CaptureError(f"the module holds a {spec.kind.name}: {spec.target}")
         inputs.append(ir.Input(node.name, kind, target))
-    return tuple(inputs)
+    if not inner:
+        return tuple(inputs)
+    return _weights_first(graph, inputs)
+
+
+def _weights_first(graph: fx.Graph, inputs: Sequence[ir.Input]) -> tuple[ir.Input, ...]:
+    """Put the weights ahead of all other inputs, and else leave them as they stand."""
+    nodes = {node.name: node for node in ir.placeholders(graph)}
+    ordered = sorted(inputs, key=lambda entry: entry.kind is not ir.InputKind.WEIGHT)
+    last = graph._root
+    for entry in ordered:
+        last.append(nodes[entry.name])
+        last = nodes[entry.name]
+    return tuple(ordered)

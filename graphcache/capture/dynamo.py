@@ -10,7 +10,7 @@ each node under the module calls that Dynamo noted on it. So the program is the 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,12 +27,17 @@ from graphcache.capture import (
     source_program,
 )
 from graphcache.capture.eager import refuse_writes
-from graphcache.capture.export import export
+from graphcache.capture.export import Export, export
 from graphcache.capture.frame import TracedFrame, name_of
 from graphcache.capture.outputs import take_tensors
+from graphcache.capture.state import shell
+from graphcache.capture.weights import QuantisedWeight, quantised_weights
 from graphcache.errors import BackendError
+from graphcache.locking import compiling
 from graphcache.runtime.instances import bare
 from graphcache.signature import Call
+
+_DATA = torch._C._autograd._get_data_attr  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -169,15 +174,16 @@ def capture_graph(
     Raises:
         CaptureError: If the graph cannot be exported, or writes to what it is given.
     """
-    stand_in = uncompiled(frame.module)
+    stand_in = shell(uncompiled(frame.module))
     graph = _labelled(graph_module, frame)
     stand_in.__dict__["forward"] = _forward(graph, inputs, stand_in)
     weights = (*frame.module.parameters(), *frame.module.buffers())
     inference = any(weight.is_inference() for weight in weights)
-    with torch.inference_mode(inference), torch.no_grad():
-        exported = export(stand_in, inputs.traced, lambda _: nullcontext())
-    refuse_writes(_written(exported.graph_signature, inputs.traced))
-    return _captured(exported, frame, inputs)
+    quantised = quantised_weights(stand_in, by_dynamo=True)
+    with compiling(), torch.inference_mode(inference), torch.no_grad():
+        found = export(stand_in, inputs.traced, quantised, lambda _: nullcontext())
+    refuse_writes(_written(found.program.graph_signature, inputs.traced, quantised))
+    return _captured(found, frame, inputs, quantised)
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -187,9 +193,12 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return plain
 
 
-def _written(signature: ExportGraphSignature, call: Call) -> list[str]:
+def _written(
+    signature: ExportGraphSignature, call: Call, weights: Sequence[QuantisedWeight]
+) -> list[str]:
     """What the graph writes to; unlike a forward, it makes no buffers anew."""
-    given = dict(zip(signature.user_inputs, call.paths, strict=True))
+    inner = [target for weight in weights for target in weight.targets]
+    given = dict(zip(signature.user_inputs, [*call.paths, *inner], strict=True))
     return [
         given.get(str(spec.target), str(spec.target))
         for spec in signature.output_specs
@@ -198,20 +207,22 @@ def _written(signature: ExportGraphSignature, call: Call) -> list[str]:
 
 
 def _captured(
-    exported: torch.export.ExportedProgram, frame: TracedFrame, inputs: GraphInputs
+    found: Export,
+    frame: TracedFrame,
+    inputs: GraphInputs,
+    weights: Sequence[QuantisedWeight],
 ) -> Capture:
+    exported = found.program
     module = ir.copy_module(exported.graph_module)
-    output = take_tensors(module.graph, exported.call_spec.out_spec)
+    output = take_tensors(module.graph, found.output)
     specs = exported.graph_signature.input_specs
     table = tuple(
         replace(entry, kind=ir.InputKind.WEIGHT)
         if entry.target in inputs.weights
         else entry
-        for entry in inputs_of(module.graph, specs, inputs.traced)
+        for entry in inputs_of(module.graph, specs, inputs.traced, weights)
     )
-    program = source_program(
-        frame.module, module, table, output, constants_of(exported)
-    )
+    program = source_program(frame.module, module, table, constants_of(exported))
     return Capture(program, output, output, frozenset(), ())
 
 
@@ -245,6 +256,9 @@ def _labelled(graph_module: fx.GraphModule, frame: TracedFrame) -> fx.GraphModul
     first = {str(id(part)): path for path, part in reversed(parts.items())}
     root = {"": ("", type(frame.module))}
     for node in graph.nodes:
+        if node.target is _DATA:
+            # What it gives is unknown to a trace, which takes it for a constant.
+            node.target = torch.detach
         stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
         calls = dict(root)
         for key, (source, kind) in stack.items():

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from graphcache.capture.failures import describe
 from graphcache.capture.outputs import OutputTree, tree_of
-from graphcache.capture.writes import Write, writes_between
+from graphcache.capture.writes import Write, as_results, writes_between
 from graphcache.errors import CaptureError
 from graphcache.signature import Call, with_tensors
 
@@ -29,8 +29,8 @@ def call_eager(module: nn.Module, call: Call) -> tuple[OutputTree, tuple[Write, 
             they are whatever the forward does.
 
     Raises:
-        CaptureError: If the call fails, or writes to its tensors or puts one into a
-            container.
+        CaptureError: If the call fails, writes to its tensors, or puts into a container
+            what a program cannot give.
     """
     tensors = [tensor.clone() for tensor in call.tensors]
     counts = [version(tensor) for tensor in tensors]
@@ -46,8 +46,7 @@ def call_eager(module: nn.Module, call: Call) -> tuple[OutputTree, tuple[Write, 
         ) from error
     written = zip(call.paths, tensors, counts, strict=True)
     refuse_writes([path for path, t, count in written if version(t) != count])
-    writes = writes_between(given, values)
-    refuse_writes([write.path for write in writes if not write.is_plain])
+    writes, _ = as_results(writes_between(given, values), tensors)
     return tree_of(output), writes
 
 

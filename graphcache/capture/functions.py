@@ -49,14 +49,14 @@ RANDOM = _named(
 """What draws random numbers."""
 WRITES = frozenset({Tensor.__setitem__})
 """What writes to its first operand and gives nothing."""
-DATA = Tensor.data.__get__  # type: ignore[attr-defined]
-"""Gives a tensor whose writes are not counted with those of its origin."""
 TEMPLATE = {
     **dict.fromkeys(_named("zeros_like", "ones_like", "full_like"), 0),
     **dict.fromkeys(_named("new_zeros", "new_ones", "new_full", "new_tensor"), 0),
     **dict.fromkeys(_named("to", "type_as", "expand_as", "view_as", "reshape_as"), 1),
 }
 """By function, the place of an operand of which the type alone matters."""
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 _ITEMS = (Tensor.__getitem__, Tensor.__setitem__)
 _CHOOSING = _named("nonzero", "argwhere", "unique", "unique_consecutive", "bincount")
 _WHERE = _named("where")
@@ -69,6 +69,27 @@ _SIZES = _named(
     *("tile", "narrow", "select", "split", "split_with_sizes", "unflatten", "pad"),
     *("chunk", "roll"),
 )
+
+
+def traceable(
+    func: Callable[..., Any], args: Sequence[Any]
+) -> tuple[Callable[..., Any], Sequence[Any]]:
+    """The same call by a function that a trace can follow.
+
+    A tensor's ``.data`` and a deep copy of it are tensors that no operator has made:
+    the trace would take them for constants.
+    """
+    if func == _DATA:
+        return Tensor.detach, args
+    if func == _SET_DATA:
+        return _set_data, args
+    if func is Tensor.__deepcopy__:
+        return Tensor.clone, args[:1]
+    return func, args
+
+
+def _set_data(tensor: Tensor, value: Tensor) -> Tensor:
+    return tensor.set_(value.detach())  # type: ignore[call-overload, no-any-return]
 
 
 def chooses_shape(

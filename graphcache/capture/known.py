@@ -65,12 +65,10 @@ class _Sources:
     Attributes:
         storage: Kept so that no other storage takes its identity.
         paths: Paths of arguments.
-        lost: Whether it may have been written to without being noticed.
     """
 
     storage: StorageWeakRef
     paths: set[str] = field(default_factory=set)
-    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,6 +151,7 @@ class KnownValues(TorchFunctionMode):
     ) -> Any:
         """One call of a torch function by the forward."""
         kwargs = dict(kwargs or {})
+        func, args = functions.traceable(func, args)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             # Inside vmap, a tensor stands for many.
             return func(*args, **kwargs)
@@ -161,8 +160,6 @@ class KnownValues(TorchFunctionMode):
         if func is Tensor.__iter__:
             with self:
                 return iter(args[0].unbind(0))
-        if func == functions.DATA:
-            self._lose(args[0])
         if functions.chooses_shape(func, args, kwargs):
             call = self._prepare(func, args, kwargs)
             wanted = call is not None and self._compiles_in(call.sources)
@@ -308,7 +305,7 @@ class KnownValues(TorchFunctionMode):
         if traced not in self._reals and _is_constant(traced):
             self._know(traced, _cloned(traced), ())
         real = self._reals.get(traced)
-        if real is None or self._group(real.value).lost:
+        if real is None:
             return None
         same = version(traced) - version(real.value) == real.ahead
         return real.value if same else None
@@ -323,11 +320,6 @@ class KnownValues(TorchFunctionMode):
 
     def _paths(self, value: Tensor) -> set[str]:
         return self._group(value).paths
-
-    def _lose(self, traced: Tensor) -> None:
-        real = self._real(traced)
-        if real is not None:
-            self._group(real).lost = True
 
     def _origins_of(self, traced: Tensor) -> frozenset[str]:
         real = self._real(traced)

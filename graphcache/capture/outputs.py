@@ -50,7 +50,7 @@ def take_tensors(graph: fx.Graph, spec: pytree.TreeSpec) -> OutputTree:
     """Leave the graph its tensors to return; returns where they belong.
 
     Args:
-        graph: It returns every leaf of the module's output.
+        graph: It returns every leaf of the module's output, then what it wrote.
         spec: The containers of the output.
 
     Raises:
@@ -65,8 +65,9 @@ def take_tensors(graph: fx.Graph, spec: pytree.TreeSpec) -> OutputTree:
                 "on data: only tensors can change from call to call"
             )
     output_node(graph).args = (tuple(tensors),)
+    leaves = values[: spec.num_leaves]
     return OutputTree(
-        spec, tuple(_leaf(fake_value(v) if v in tensors else v) for v in values)
+        spec, tuple(_leaf(fake_value(v) if v in tensors else v) for v in leaves)
     )
 
 

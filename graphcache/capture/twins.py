@@ -1,9 +1,9 @@
 """Twins: methods of known modules, written so that they can be traced.
 
 A module may ask the host for a value that changes at every step where the graph could
-have it: how many tokens go to each expert. A twin gives the same result without asking.
-It stands in for the module's own method while the module is traced, and is the same
-bit for bit.
+have it: how many tokens go to each expert. Or it may keep tensors of a call in itself.
+A twin does neither. It stands in for the module's own method while the module is
+traced, and gives the same result bit for bit.
 """
 
 from __future__ import annotations
@@ -44,9 +44,33 @@ def hidream_moe_infer(
     return total
 
 
+def bitsandbytes_int8_linear(module: Any, x: Tensor) -> Tensor:
+    """A product with rows of int8, without the state that the layer keeps of it.
+
+    Args:
+        module: The layer; its weight is a stand-in that has the scales of the rows.
+        x: ``[..., k]``.
+    """
+    ops: Any = torch.ops.bitsandbytes
+    weight, threshold = module.weight, module.state.threshold
+    bias = None if module.bias is None else module.bias.to(x.dtype)
+    rows = x.reshape(-1, x.shape[-1]) if x.ndim == 3 else x
+    quantise = ops.int8_vectorwise_quant.default
+    given, scales, outliers = quantise(rows.to(torch.float16), threshold)
+    if threshold > 0.0:
+        product = ops.int8_mixed_scaled_mm.default
+        held = weight.SCB
+        out: Tensor = product(rows, given, weight, scales, held, outliers, bias)[0]
+    else:
+        multiply = ops.int8_scaled_mm.default
+        out = multiply(given, weight, scales, weight.SCB, bias=bias, dtype=rows.dtype)
+    return out.reshape(*x.shape[:-1], weight.shape[0]) if x.ndim == 3 else out
+
+
 _HIDREAM = "diffusers.models.transformers.transformer_hidream_image"
 TWINS: Mapping[str, Mapping[str, _Twin]] = {
     f"{_HIDREAM}.MOEFeedForwardSwiGLU": {"moe_infer": hidream_moe_infer},
+    "bitsandbytes.nn.modules.Linear8bitLt": {"forward": bitsandbytes_int8_linear},
 }
 """By class and method. A class is one exactly: a subclass may mean something else."""
 

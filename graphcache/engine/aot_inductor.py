@@ -6,6 +6,7 @@ programs are given the same tensors.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -89,10 +90,21 @@ class AotInductorFormat:
                 )
             except RuntimeError as error:
                 raise EngineError(
-                    f"{path} cannot be loaded on {device}: {error}"
+                    f"{path} cannot be loaded on {device}: {error}{_library(error)}"
                 ) from error
             found[entry.name] = _executable(loader.boxed_run, entry)
         return found
+
+
+def _library(error: RuntimeError) -> str:
+    """What to import, if an operator of another library is missing."""
+    found = re.search(r"schema for (\w+)::", str(error))
+    if found is None:
+        return ""
+    return (
+        f" The engine calls an operator of {found[1]}: import the library that brings "
+        "it before the engine is loaded"
+    )
 
 
 def _compile(name: str, program: Program, options: Mapping[str, Any]) -> Any:

@@ -7,31 +7,18 @@ that it can say.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-import msgspec
+from typing import Any
 
 from graphcache.engine.manifest import MANIFEST_FILE, DecisionRecord, ScalarRecord
-from graphcache.engine.plain import number
 from graphcache.errors import EngineError, PolicyError
-from graphcache.policy.decisions import (
-    Always,
-    Decision,
-    Ends,
-    Interval,
-    Mask,
-    Never,
-    Static,
-    Step,
-    Warmed,
-)
+from graphcache.policy.data import fields_of, read_fields
+from graphcache.policy.decisions import Decision, Static, Step
 from graphcache.policy.fastercache import Inside
+from graphcache.policy.parts import DECISIONS
 from graphcache.policy.scalars import SIGMA, STEP, Scalar
-from graphcache.policy.tgate import BeforeGate
 
 
 @dataclass(frozen=True)
@@ -162,8 +149,7 @@ def _lefts(decision: Decision) -> list[int | None]:
     return [None, *range(1, decision.closing + 2)] if decision.closing else [None]
 
 
-T = TypeVar("T")
-_KINDS = (Always, Never, Warmed, Mask, Ends, Interval, BeforeGate, Tabulated)
+_KINDS = (*DECISIONS, Tabulated)
 _BY_NAME: dict[str, Any] = {kind.__name__: kind for kind in _KINDS}
 
 
@@ -186,37 +172,19 @@ def decision_record(name: str, decision: Decision) -> DecisionRecord:
                 "decision of graphcache.policy.decisions"
             )
         decision = Tabulated.of(decision)
-    fields = _fields(decision)
-    if isinstance(decision, Mask):
-        # It holds truth values, and says that it holds numbers.
-        fields["computed"] = list(map(int, decision.computed))
+    fields = fields_of(decision, f"the decision of {name}")
     return DecisionRecord(type(decision).__name__, fields)
 
 
-def _fields(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass as JSON."""
-    return {
-        field.name: _json(getattr(value, field.name))
-        for field in dataclasses.fields(value)
-    }
-
-
-def _json(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_json(item) for item in value]
-    return number(value) if isinstance(value, float) else value
-
-
-def _made(kind: type[T], fields: Mapping[str, Any], what: str) -> T:
+def _made(kind: type, fields: Mapping[str, Any], what: str) -> Any:
     """A dataclass from its fields.
 
     Raises:
         EngineError: If they are wrong.
     """
     try:
-        # Not strict: numbers that are not finite are text.
-        return msgspec.convert(fields, type=kind, strict=False)
-    except (msgspec.MsgspecError, PolicyError) as error:
+        return read_fields(fields, kind, kind.__name__, kind.__name__)
+    except PolicyError as error:
         raise EngineError(
             f"{MANIFEST_FILE}: {what} {kind.__name__} is malformed: {error}"
         ) from error
@@ -249,7 +217,7 @@ def scalar_record(scalar: Scalar) -> ScalarRecord:
     if scalar == SIGMA:
         return ScalarRecord(scalar.name, "sigma", {})
     if isinstance(scalar.of, Inside):
-        return ScalarRecord(scalar.name, "inside", _fields(scalar.of))
+        return ScalarRecord(scalar.name, "inside", fields_of(scalar.of, scalar.name))
     raise EngineError(
         f"{scalar.name} is worked out by a function of yours at each step, which an "
         "engine cannot hold: use a weight inside a timestep window, such as "

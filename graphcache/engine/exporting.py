@@ -22,16 +22,17 @@ from graphcache.engine.manifest import (
     Target,
 )
 from graphcache.engine.naming import program_names
-from graphcache.engine.plain import number
 from graphcache.engine.sealing import encode
 from graphcache.engine.tensors import store_tensors, stored_records
 from graphcache.errors import EngineError
 from graphcache.lowering import lower
+from graphcache.policy.data import number
 from graphcache.program import InputKind, Program, Stage
 from graphcache.runtime.bar import progress_bar
 from graphcache.runtime.module import CompiledModule
 from graphcache.runtime.runner import Runner
 from graphcache.runtime.streams import Stream
+from graphcache.runtime.weights import Weights, weights_of
 from graphcache.signature import Call
 
 
@@ -169,15 +170,13 @@ def _target(device: torch.device, details: Mapping[str, Any]) -> Target:
 def _tensors(
     module: nn.Module, programs: Mapping[str, Program]
 ) -> dict[tuple[InputKind, str], Tensor]:
-    weights = {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
     found: dict[tuple[InputKind, str], Tensor] = {}
+    table = weights_of(module)
     for program in programs.values():
-        for entry in program.inputs:
-            if entry.kind is InputKind.WEIGHT:
-                found[entry.kind, entry.target] = weights[entry.target].detach()
-            elif entry.kind is InputKind.CONSTANT:
-                found[entry.kind, entry.target] = program.constants[entry.target]
+        held = program.inputs_of(InputKind.WEIGHT)
+        weights = Weights.of(program.inputs, table).read()
+        for entry, weight in zip(held, weights, strict=True):
+            found[entry.kind, entry.target] = weight.detach()
+        for entry in program.inputs_of(InputKind.CONSTANT):
+            found[entry.kind, entry.target] = program.constants[entry.target]
     return found

@@ -6,9 +6,11 @@ package, by names from fixed tables: nothing in a manifest is ever imported or r
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import msgspec
+
+from graphcache.policy.data import Number
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -29,10 +31,6 @@ class Plain(Record, frozen=True):
 
     type: str
     text: str
-
-
-Number = float | Literal["inf", "-inf", "nan"]
-"""A number: JSON has none that is not finite."""
 
 
 class TensorRecord(Record, frozen=True):

@@ -127,6 +127,11 @@ def write_record(write: Write) -> WriteRecord:
     keys = tuple(key if isinstance(key, int) else str(key) for key in write.keys)
     if write.value is GONE:
         return WriteRecord(keys, None)
+    if not write.is_plain:
+        raise EngineError(
+            f"the module writes tensors to {write.path}, and an engine gives back what "
+            "the module returns alone: run this call with what graphcache.compile makes"
+        )
     return WriteRecord(
         keys, restorable(f"what is written to {write.path}", write.value)
     )

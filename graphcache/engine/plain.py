@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import enum
-import math
 from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor
 
-from graphcache.engine.manifest import Number, Plain, TensorRecord
+from graphcache.engine.manifest import Plain, TensorRecord
 from graphcache.errors import EngineError
 from graphcache.program import TensorType
 
@@ -55,15 +54,6 @@ def restorable(what: str, value: Any) -> Plain:
             "devices and None"
         )
     return record
-
-
-def number(value: float) -> Number:
-    """A number as JSON."""
-    if math.isfinite(value):
-        return value
-    if math.isnan(value):
-        return "nan"
-    return "inf" if value > 0 else "-inf"
 
 
 def value_of(record: Plain) -> Any:

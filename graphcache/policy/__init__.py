@@ -1,5 +1,12 @@
 """Policies: which regions are cached, when, and what stands in for them."""
 
+from graphcache.policy.configs import (
+    config_from_dict,
+    config_to_dict,
+    configuration,
+    load_config,
+    save_config,
+)
 from graphcache.policy.dbcache import dbcache
 from graphcache.policy.decisions import (
     Always,
@@ -12,7 +19,7 @@ from graphcache.policy.decisions import (
     Step,
     Warmed,
 )
-from graphcache.policy.diffusers import Configuration, configuration
+from graphcache.policy.diffusers import Configuration
 from graphcache.policy.fastercache import GuidanceConfig, fastercache
 from graphcache.policy.first_block_cache import first_block_cache
 from graphcache.policy.fora import fora
@@ -106,14 +113,18 @@ __all__ = [
     "TimestepEmbedding",
     "Warmed",
     "Zeros",
+    "config_from_dict",
+    "config_to_dict",
     "configuration",
     "dbcache",
     "fastercache",
     "first_block_cache",
     "fora",
+    "load_config",
     "magcache",
     "never_reuse",
     "pyramid_attention_broadcast",
+    "save_config",
     "seacache",
     "smoothcache",
     "step_mask",

@@ -13,34 +13,8 @@ from typing import Protocol
 
 from graphcache.errors import PolicyError
 from graphcache.policy.checks import check_count, check_window
-
-Signature = tuple[bool, ...]
-"""One bool per predicate, in the program's predicate order; True computes."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where the loop is.
-
-    Attributes:
-        index: How many calls of this stream came before, since its reset.
-        timestep: In the scheduler's units, usually 0 to 1000; None if not known.
-        position: Index in the schedule, by the caller's context or the scheduler; a
-            loop that begins in the middle does not begin at 0. None if not known.
-        count: Steps of the schedule; None if not known.
-        sigma: Noise level, 0 to 1; None if not known.
-    """
-
-    index: int
-    timestep: float | None = None
-    position: int | None = None
-    count: int | None = None
-    sigma: float | None = None
-
-    @property
-    def place(self) -> int:
-        """The index in the schedule, or the count of calls where that is not known."""
-        return self.index if self.position is None else self.position
+from graphcache.policy.step import Signature as Signature
+from graphcache.policy.step import Step as Step
 
 
 class Decision(Protocol):
@@ -200,6 +174,8 @@ class Mask(Static):
         computed: One truth value per step of the schedule.
         steps: The number of steps the mask is for; None accepts any.
         wraps: Whether the mask begins again after its end.
+        own: Whether `steps` may be those that one of several models sees of a loop that
+            they share, such as Wan 2.2's two; then its calls are counted.
 
     Raises:
         PolicyError: If the mask is empty, holds anything but 0 and 1, or does not
@@ -209,6 +185,7 @@ class Mask(Static):
     computed: tuple[int, ...]
     steps: int | None = None
     wraps: bool = False
+    own: bool = False
 
     def __post_init__(self) -> None:
         if not self.computed or any(value not in (0, 1) for value in self.computed):
@@ -239,20 +216,28 @@ class Mask(Static):
     def computes(self, step: Step) -> bool:
         """What the mask says of the step."""
         length = len(self.computed)
-        place = step.place % length if self.wraps else step.place
+        at = step.index if self.is_part(step.count) else step.place
+        place = at % length if self.wraps else at
         return step.index == 0 or place >= length or bool(self.computed[place])
 
     def check(self, count: int | None) -> None:
         """Refuse a loop of another length.
 
         Raises:
-            PolicyError: If `steps` was given and the loop has another number.
+            PolicyError: If `steps` was given and the loop has another number, or fewer
+                if they may be a part of it.
         """
-        if self.steps is not None and count is not None and count != self.steps:
+        if self.steps is None or count is None or count == self.steps:
+            return
+        if not self.own or count < self.steps:
             raise PolicyError(
                 f"the schedule is for {self.steps} steps and the loop has {count}: "
                 "calibrate again, or make the mask for this number of steps"
             )
+
+    def is_part(self, count: int | None) -> bool:
+        """Whether it is for a part of a loop of so many steps."""
+        return self.own and None not in (count, self.steps) and count != self.steps
 
 
 @dataclass(frozen=True)

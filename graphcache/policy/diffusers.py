@@ -17,11 +17,10 @@ from graphcache.policy.first_block_cache import first_block_cache
 from graphcache.policy.magcache import magcache
 from graphcache.policy.policy import Policy
 from graphcache.policy.predictors import LinearExtrapolation, Zeros
-from graphcache.policy.regions import Attention, Modules
+from graphcache.policy.regions import Attention, Modules, declares_cross
 from graphcache.policy.scalars import Scalar
 from graphcache.policy.seacache import seacache
 from graphcache.policy.taylorseer import taylorseer
-from graphcache.program import Region
 
 TimestepCallback = Callable[[], Any]
 
@@ -50,46 +49,16 @@ class Configuration:
     guidance: GuidanceConfig | None = None
 
 
-def configuration(config: object) -> Configuration:
-    """Read a `Policy`, a sequence of them, or a diffusers cache config.
-
-    A sequence may hold a `GuidanceConfig`, and diffusers' configs, as well.
+def from_diffusers(config: object) -> Configuration | None:
+    """The policies of one of diffusers' configs; None for anything else.
 
     Raises:
-        PolicyError: If `config` is none of these, or malformed.
+        PolicyError: If it cannot be had.
     """
-    if isinstance(config, Configuration):
-        return config
-    if isinstance(config, Policy):
-        return Configuration((config,))
-    if isinstance(config, GuidanceConfig):
-        return Configuration((), guidance=config)
-    if isinstance(config, (list, tuple)):
-        return _merge([configuration(item) for item in config])
     reader = _READERS.get(type(config).__name__)
     if reader is None or not type(config).__module__.startswith("diffusers."):
-        known = ", ".join(_READERS)
-        raise PolicyError(
-            f"{type(config).__name__} is no cache config: give a graphcache.Policy, a "
-            f"list of them, or one of diffusers' configs ({known})"
-        )
+        return None
     return reader(config)
-
-
-def _merge(parts: list[Configuration]) -> Configuration:
-    policies = tuple(policy for part in parts for policy in part.policies)
-    guidance = [part.guidance for part in parts if part.guidance is not None]
-    if not policies and not guidance:
-        raise PolicyError("the list of policies is empty")
-    if len(guidance) > 1:
-        raise PolicyError("guidance is configured more than once")
-    names = [policy.name for policy in policies]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise PolicyError(f"several policies are named {', '.join(repeated)}")
-    callbacks = [part.timestep_callback for part in parts]
-    callback = next(filter(None, callbacks), None)
-    return Configuration(policies, callback, next(iter(guidance), None))
 
 
 def _pyramid_attention_broadcast(config: Any) -> Configuration:
@@ -102,7 +71,7 @@ def _pyramid_attention_broadcast(config: Any) -> Configuration:
         warnings.warn(
             "no skip range is set; using spatial_attention_block_skip_range=2, as "
             "diffusers does",
-            stacklevel=4,
+            stacklevel=5,
         )
         intervals["spatial"] = 2
     policies = tuple(
@@ -111,7 +80,7 @@ def _pyramid_attention_broadcast(config: Any) -> Configuration:
             Attention(
                 ("cross",) if kind == "cross" else ("self", "joint"),
                 include=tuple(getattr(config, f"{kind}_attention_block_identifiers")),
-                is_cross=_declared_cross,
+                is_cross=declares_cross,
             ),
             Interval(every, getattr(config, f"{kind}_attention_timestep_skip_range")),
             required=False,
@@ -120,11 +89,6 @@ def _pyramid_attention_broadcast(config: Any) -> Configuration:
         if every is not None
     )
     return Configuration(policies, config.current_timestep_callback)
-
-
-def _declared_cross(region: Region) -> bool:
-    """Cross-attention as diffusers tells it: by the module's own attribute."""
-    return region.declares_cross
 
 
 def _faster_cache(config: Any) -> Configuration:
@@ -140,7 +104,7 @@ def _faster_cache(config: Any) -> Configuration:
         regions = Attention(
             ("self", "joint"),
             include=tuple(getattr(config, f"{kind}_attention_block_identifiers")),
-            is_cross=_declared_cross,
+            is_cross=declares_cross,
             within=ATTENTION_PATTERNS,
         )
         predictor = LinearExtrapolation(weight)
@@ -261,3 +225,5 @@ _READERS: dict[str, Callable[[Any], Configuration]] = {
     "MagCacheConfig": _mag_cache,
     "SeaCacheConfig": _sea_cache,
 }
+CONFIG_NAMES = tuple(_READERS)
+"""The classes that are read."""

@@ -36,7 +36,8 @@ def magcache(
         ratios: By step, the mean magnitude of what the blocks add over that of the step
             before; 1 at the first. `graphcache.calibrate` measures them.
         steps: The number of steps of the loop, to which ratios of another are
-            resampled; None is theirs.
+            resampled; None is theirs. For one of several models that share a loop, as
+            Wan 2.2's two, it may be the number of those that this model sees.
         threshold: Reuse while the accumulated error is at most this.
         max_skip: Most steps reused in a row.
         retention: The part of the schedule, at its beginning, that is computed.
@@ -55,7 +56,8 @@ def magcache(
         resampled(given, count), threshold, max_skip, retention
     )
     # The hooks of diffusers start over after the last step, and so does this.
-    return Policy("magcache", Blocks(), Mask(schedule, count, True), HoldResidual())
+    mask = Mask(schedule, count, wraps=True, own=True)
+    return Policy("magcache", Blocks(), mask, HoldResidual())
 
 
 def _checked(ratios: Sequence[float] | Tensor) -> Tensor:

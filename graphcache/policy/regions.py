@@ -62,6 +62,14 @@ def reject_path(
     return None
 
 
+def declares_cross(region: Region) -> bool:
+    """Cross-attention as diffusers tells it: by the module's own attribute.
+
+    One that is given its own tokens as the context is self-attention all the same.
+    """
+    return region.declares_cross and region.flow != "self"
+
+
 @dataclass(frozen=True)
 class Attention:
     """Select attention regions.

@@ -28,8 +28,8 @@ class Scalar:
         return self.name
 
 
-def _index(step: Step) -> float:
-    return float(step.index)
+def _age(step: Step) -> float:
+    return float(step.age)
 
 
 def _sigma(step: Step) -> float:
@@ -41,7 +41,12 @@ def _sigma(step: Step) -> float:
     return step.sigma
 
 
-STEP = Scalar("step", _index)
-"""How many calls of the stream came before, since its reset."""
+STEP = Scalar("step", _age)
+"""How many calls of the stream came before, since its buffers were empty.
+
+At 0 the buffers hold zeros, so that a predictor must not read them. It is `Step.index`
+unless something changed in mid-generation, and then it starts over; differences of two
+of them are the same.
+"""
 SIGMA = Scalar("sigma", _sigma)
 """The noise level, 0 to 1."""

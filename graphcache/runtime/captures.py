@@ -6,14 +6,13 @@ were compiled before are put aside. If the state comes back, so do they.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
-from torch import Tensor
+from collections.abc import Iterator
 
 from graphcache.runtime.compiling import CompiledLoop
 from graphcache.runtime.loops import Loops
 from graphcache.runtime.segment import Segment, segments_of
 from graphcache.runtime.state import ModuleState
+from graphcache.runtime.weights import Table
 from graphcache.signature import Call
 
 MOST_STATES = 8
@@ -56,7 +55,7 @@ class Captures:
         self.current.add(call, loop)
         self._entries[-1] = state, self.current
 
-    def enter(self, state: ModuleState, weights: Mapping[str, Tensor]) -> None:
+    def enter(self, state: ModuleState, weights: Table) -> None:
         """Make a state the present one; the one longest left goes if there are many.
 
         Args:
@@ -79,7 +78,7 @@ class Captures:
         self._entries = [(self._entries[-1][0], Loops())]
 
 
-def _bind(loop: CompiledLoop, weights: Mapping[str, Tensor]) -> None:
+def _bind(loop: CompiledLoop, weights: Table) -> None:
     for segment in _segments(loop):
         segment.weights.bind(weights)
 

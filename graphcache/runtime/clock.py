@@ -1,18 +1,30 @@
 """The step clock: which stream a call belongs to, and at which step it is.
 
+There is one clock for each request (`graphcache.runtime.requests`).
+
 The timestep comes, in this order, from the caller's context, from the attached
 scheduler, from the config's callback, and from the timestep argument itself. Only the
 last two may read a device tensor at every step. The place in the schedule comes from
 the context, else from the attached scheduler.
 
 Inside a context the context's name is the stream. Without one, calls at one step are
-told apart by their order: the first is one stream, the second another. A step is one
-position of an attached scheduler that counts its own steps, and one timestep otherwise.
+told apart by the prompt that they are given (`graphcache.runtime.prompts`), and by
+their order where that tells nothing: the first is one stream, the second another. A
+second call with the prompt of a stream that has been called at this step already is the
+second stage of a solver (Heun), unless its prompt was so from the first step on, or it
+is given the very same latents: then it is another stream. A step is one position of an
+attached scheduler that counts its own steps, and one timestep otherwise. Where every
+frame has a timestep of its own, a step is where their mean moves.
 
 A generation begins when the scheduler's timesteps are made anew, when the context's
-step index or the scheduler's count falls, or when the timestep goes back: up in a loop
-that counts down, down in one that counts up. A stream that is called twice at its very
-first step begins again: computing once more is the safe reading.
+step index or the scheduler's count falls, when the context tells another number of
+steps, another timestep for the same index or one that goes against the loop, or when
+the timestep goes back: up in a loop that counts down, down in one that counts up. A
+stream that is called twice at its very first step begins again: computing once more is
+the safe reading.
+
+A stream whose prompt becomes another keeps its place in the loop and reuses nothing of
+what was computed for the one before.
 
 What cannot be told, and how it is read:
 
@@ -20,83 +32,76 @@ What cannot be told, and how it is read:
   calls during its first step: the next loop's first calls look like further streams.
 * With neither a step index nor an attached scheduler, a loop that is aborted between
   two calls and followed by one that begins at a lower timestep: it looks like the rest
-  of the first.
+  of the first. So with a step index, if the next loop begins at the very next index
+  with a timestep that fits and the same number of steps. If the prompt tensor is
+  another, nothing is reused across the two all the same.
 * With neither of the two, a loop that counts up and begins at 50 or above: every rise
   looks like a new generation, and a warning says so.
 * With neither of the two, and with no reset between, a loop of one step below 50 and
   then one that begins higher: they look like one loop that counts up.
-* Without contexts, a solver that calls twice at one timestep (Heun), unless a scheduler
-  that counts is attached: the second call looks like another stream. Nothing is shared
-  wrongly, but each reuses its own calls only. So with PNDM, which repeats a timestep
-  and does not count.
-* Without contexts, more than eight calls at one step: nothing of them is reused.
+* Without contexts and without a prompt among the arguments, or with a prompt tensor
+  that is made anew for every call: a solver that calls twice at one timestep (Heun),
+  unless a scheduler that counts is attached: the second call looks like another stream.
+  Nothing is shared wrongly, but each reuses its own calls only. So with PNDM, which
+  repeats a timestep and does not count. There, if the first of two streams ends before
+  the second, the second looks like the first.
+* Without contexts, more than eight calls at one step: nothing of them is reused, and a
+  warning says so.
 * Without contexts, a reset between two calls of one step: the second call looks like
   the first stream.
 * With contexts and an attached scheduler that does not count (DDIM), a stream that
   leaves out steps: its position is behind.
-* An attached scheduler that counts and is not the one that the pipeline steps: every
-  call is at the same step, and nothing is reused.
+* An attached scheduler that counts and is not the one that the pipeline steps: it is
+  found out when the calls' own timestep moves and its count does not, and from there on
+  it is left out. The calls until then, one or two, compute. While other requests are
+  in progress, each call's own timestep is compared with it, which is a read a call.
 
 `_reset_stateful_cache()`, which diffusers' pipelines call when they end, and any
-exception inside the module or a context begin a new generation whatever was told.
+exception inside the module or a context begin a new generation of the request,
+whatever was told.
 """
 
 from __future__ import annotations
 
-import warnings
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from graphcache.errors import PolicyError
+from graphcache.runtime.idle import Idle
+from graphcache.runtime.order import MOST_STREAMS, Line
 from graphcache.runtime.progress import Move, Progress
+from graphcache.runtime.prompts import Given, Prompt
 from graphcache.runtime.schedule import Place, Schedule
+from graphcache.runtime.sources import Sources
 from graphcache.runtime.stats import Statistics
 from graphcache.runtime.streams import Stream, held_bytes
+from graphcache.runtime.times import Own, StepContext, Time
+
+__all__ = ["Clock", "StepContext"]
 
 _RISES_BEFORE_WARNING = 3
-_MOST_STREAMS = 8
-
-
-@dataclass(frozen=True)
-class StepContext:
-    """What `cache_context` says of the calls inside it.
-
-    Attributes:
-        name: Name of the stream, such as ``"cond"``.
-        step_index: Index of the step in the loop.
-        num_inference_steps: Steps of the loop.
-        timestep: Timestep in the scheduler's units.
-        sigma: Noise level.
-    """
-
-    name: str
-    step_index: int | None = None
-    num_inference_steps: int | None = None
-    timestep: Any = None
-    sigma: float | None = None
-
-
-class Time(NamedTuple):
-    """A timestep, and whether it is the argument's, which may count up."""
-
-    value: float | None
-    argued: bool
-
-
-Own = Callable[[], Time]
-"""Asks the callback, else reads the argument, and that once a call at most."""
 
 
 class Clock:
-    """Tells streams and steps apart.
+    """Tells the streams and steps of one request apart.
+
+    Attributes:
+        stats: Where reads and resets are counted.
+        request: Name of the request; None if it has none.
+        context: What the caller's context says.
+        streams: The streams of the request, by name.
+        sources: What this clock and its twins ask.
+        idle: Notes whether anything is reused.
+        busy: Held while a call of the request is in progress.
 
     Args:
         stats: Where reads and resets are counted.
-        scheduler: A diffusers scheduler whose ``timesteps`` are read once a generation.
+        scheduler: A diffusers scheduler whose ``timesteps`` are read once a generation,
+            or a function that returns the current one.
         callback: Returns the current timestep, or None when there is none.
     """
 
@@ -107,16 +112,47 @@ class Clock:
         callback: Callable[[], Any] | None = None,
     ) -> None:
         self.stats = stats
-        self.callback = callback
+        self.request: str | None = None
         self.context: StepContext | None = None
         self.streams: dict[str, Stream] = {}
-        self._schedule = None if scheduler is None else Schedule(scheduler, stats)
+        self.idle = Idle()
+        self.sources = Sources(stats, scheduler, callback)
+        self._attached = None if scheduler is None else Schedule(scheduler, stats)
         # Of all calls without a context together.
         self._progress = Progress()
-        self._order = 0
+        self._line = Line()
+        self.busy = threading.Lock()
+
+    def twin(self, request: str | None) -> Clock:
+        """A clock of another request, that asks the same sources."""
+        twin = Clock(self.stats)
+        twin.request = request
+        twin.sources = self.sources
+        scheduler = self.sources.scheduler
+        twin._attached = None if scheduler is None else Schedule(scheduler, self.stats)
+        return twin
+
+    @property
+    def callback(self) -> Callable[[], Any] | None:
+        """The callback of this clock and its twins."""
+        return self.sources.callback
+
+    @callback.setter
+    def callback(self, callback: Callable[[], Any] | None) -> None:
+        self.sources.callback = callback
+
+    @property
+    def _schedule(self) -> Schedule | None:
+        attached = self._attached
+        return attached if attached is not None and attached.followed else None
 
     def tick(
-        self, argument: Any, scale: Callable[[], float], *, strict: bool = True
+        self,
+        argument: Any,
+        scale: Callable[[], float],
+        *,
+        strict: bool = True,
+        given: Given | None = None,
     ) -> Stream:
         """The stream of this call, with its step set; reset if the loop restarted.
 
@@ -125,72 +161,123 @@ class Clock:
             scale: By what the argument is multiplied to be in the scheduler's units.
             strict: Whether it is an error if streams cannot be told apart; if not,
                 every such call is the first of its own.
+            given: What else the call is given that tells streams apart.
 
         Raises:
             PolicyError: If there is neither a context nor any timestep.
         """
-        if self._schedule is not None and self._schedule.refresh():
-            self.reset()
-        own = cache(lambda: self._own(argument, scale))
+        own = cache(lambda: self.sources.own(argument, scale))
+        if self._attached is not None:
+            self._follow(self._attached, own)
         if self.context is None:
-            return self._by_order(own, strict)
-        return self._by_context(self.context, own)
+            return self._by_order(own, strict, given)
+        return self._by_context(self.context, own, given)
 
     def ahead(self, stream: Stream) -> Sequence[float]:
         """The timesteps from the stream's to the loop's end; empty if not known."""
-        if self._schedule is None:
-            return ()
-        return self._schedule.ahead(stream.scheduled)
+        schedule = self._schedule
+        return () if schedule is None else schedule.ahead(stream.scheduled)
 
-    def reset(self) -> None:
-        """Reset every stream and forget the order of calls."""
-        self._drop_streams()
+    def reset(self, *, early: bool = False) -> None:
+        """Reset every stream and forget the order of calls.
+
+        Args:
+            early: Whether something interrupted the generation.
+        """
+        self._drop_streams(early=early)
         self._progress = Progress()
-        self._order = 0
+        if self._attached is not None:
+            self._attached.renew()
 
     def measure(self) -> None:
-        """Note how many bytes of buffers are held."""
-        live = (t for stream in self.streams.values() for t in stream.buffers.values())
-        self.stats.peak_buffer_bytes = max(
-            self.stats.peak_buffer_bytes, held_bytes(live)
-        )
+        """Note how many bytes of buffers are held, by all requests together."""
+        live = self.sources.live or self.held
+        self.stats.hold(held_bytes(live()))
 
-    def _by_context(self, context: StepContext, own: Own) -> Stream:
+    def held(self) -> list[Tensor]:
+        """The buffers of this request."""
+        return [t for stream in [*self.streams.values()] for t in stream.held()]
+
+    def _follow(self, schedule: Schedule, own: Own) -> None:
+        """Look whether the scheduler begins a generation, and whether it is ours."""
+        doubted = self.sources.contested() or schedule.given_up
+        began = schedule.refresh()
+        if doubted and schedule.followed and schedule.counts:
+            schedule.counted(lambda: own().value)
+            if schedule.differs(own().value):
+                self._give_up(schedule)
+                return
+        if began:
+            self.reset()
+
+    def _give_up(self, schedule: Schedule) -> None:
+        """The loop follows another scheduler; what was foreseen by this one is void."""
+        schedule.give_up()
+        for stream in self.streams.values():
+            if stream.plans:
+                stream.let_go()
+
+    def _lost(self, own: Own) -> bool:
+        """Whether the loop turns out not to follow the attached scheduler."""
+        schedule = self._schedule
+        if schedule is None or not schedule.counts:
+            return False
+        if not schedule.stands_still(lambda: own().value):
+            return False
+        self._give_up(schedule)
+        return True
+
+    def _by_context(
+        self, context: StepContext, own: Own, given: Given | None
+    ) -> Stream:
         stream = self._named(context.name)
         progress = stream.progress
         position = self._position(stream, own)
-        time = self._time(context, position, own)
         said = context.step_index
+        at = position if said is None else said
+        stays = progress.calls > 0 and position == stream.scheduled
+        if position is not None and stays and self._lost(own):
+            return self._by_context(context, own, given)
+        time = self._time(context, position, own)
         first = progress.calls == 1
-        move = progress.see(position if said is None else said, time.value)
+        doubted = said is not None and self._schedule is None
+        move = progress.see(at, time, context.num_inference_steps, doubted=doubted)
         if move is Move.BACK or (move is Move.SAME and first):
+            # A scheduler that counts moves before a generation of one step is over.
+            progress.false_starts += move is Move.SAME and position is not None
             self._warn_of_rises(progress)
             self._restart(stream)
             progress.restart()
-        self._place(stream, position, progress.timestep_of(*time))
+        self._take(stream, given)
+        self._place(stream, position, progress.timestep_of(time))
         self._override(stream, context)
         return stream
 
-    def _by_order(self, own: Own, strict: bool) -> Stream:
-        """Calls at one step belong to different streams, by their order."""
+    def _by_order(self, own: Own, strict: bool, given: Given | None) -> Stream:
+        """Calls at one step belong to different streams: by their prompts or order."""
         schedule, progress = self._schedule, self._progress
         position = None
         if schedule is not None and schedule.counts:
             position = schedule.counted(lambda: own().value)
+            again = position == progress.position and self._line.doubtful(given)
+            if again and self._lost(own):
+                return self._by_order(own, strict, given)
         time = self._time(None, position, own)
         if time.value is None and position is None:
-            return self._lost(strict)
-        self._take_turn(progress.see(position, time.value))
-        timestep = progress.timestep_of(*time)
+            return self._unknown(strict)
+        self._take_turn(progress.see(position, time))
+        timestep = progress.timestep_of(time)
         if schedule is not None and position is None:
             position = schedule.find(timestep)
             known = schedule.timestep(position)
             timestep = timestep if known is None else known
-        stream = self._named(f"call {self._order}")
+        stream = self._named(self._line.turn_of(given))
+        self._line.join(stream)
+        self._take(stream, given)
         self._place(stream, position, timestep)
         return stream
 
-    def _lost(self, strict: bool) -> Stream:
+    def _unknown(self, strict: bool) -> Stream:
         if strict:
             raise PolicyError(
                 "steps cannot be told apart: there is no cache_context and no "
@@ -201,24 +288,37 @@ class Clock:
         return self._named("call 0")
 
     def _take_turn(self, move: Move) -> None:
+        line = self._line
         if move is Move.SAME:
-            self._order += 1
-            if self._order % _MOST_STREAMS == 0:
-                self._drop_streams()
+            line.next_call()
+            if line.order % MOST_STREAMS == 0:
+                self.idle.crowded()
+                self._drop_streams(keep_turn=True)
             return
         if move is Move.BACK:
             self._warn_of_rises(self._progress)
             self._progress.restart()
-        if move is Move.BACK or self._order >= _MOST_STREAMS:
+        if move is Move.BACK or line.order >= MOST_STREAMS:
             self._drop_streams()
-        self._order = 0
+        line.next_step()
+
+    def _take(self, stream: Stream, given: Given | None) -> None:
+        """Take in the prompt; what was computed for another one is let go of."""
+        if given is None:
+            return
+        prompt = stream.prompt
+        if prompt is not None and prompt.is_of(given):
+            prompt.confirm(given)
+            return
+        if prompt is not None and prompt.is_another(given):
+            stream.let_go("the prompt became another one")
+        stream.prompt = Prompt(given)
 
     def _place(
         self, stream: Stream, position: int | None, timestep: float | None
     ) -> None:
-        place = Place()
-        if self._schedule is not None:
-            place = self._schedule.place(position)
+        schedule = self._schedule
+        place = Place() if schedule is None else schedule.place(position)
         stream.timestep = timestep
         stream.scheduled = position
         stream.position, stream.count = place.position, place.count
@@ -254,50 +354,44 @@ class Clock:
         self, context: StepContext | None, position: int | None, own: Own
     ) -> Time:
         if context is not None and context.timestep is not None:
-            return Time(self.read(context.timestep), False)
-        known = None
-        if self._schedule is not None:
-            known = self._schedule.timestep(position)
-        return own() if known is None else Time(known, False)
-
-    def _own(self, argument: Any, scale: Callable[[], float]) -> Time:
-        current = None if self.callback is None else self.callback()
-        if current is not None:
-            return Time(self.read(current), False)
-        if argument is None:
-            return Time(None, False)
-        return Time(self.read(argument) * scale(), True)
+            return Time(self.read(context.timestep))
+        schedule = self._schedule
+        known = None if schedule is None else schedule.timestep(position)
+        return own() if known is None else Time(known)
 
     def _named(self, name: str) -> Stream:
-        return self.streams.setdefault(name, Stream(name))
+        stream = self.streams.get(name)
+        if stream is None:
+            stream = self.streams[name] = Stream(name)
+            self.idle.begun(stream)
+        return stream
 
     def _restart(self, stream: Stream) -> None:
         self.measure()
-        self.stats.resets += 1
+        self.stats.count(resets=1)
+        self.idle.ended(stream)
         stream.reset()
+        self.idle.begun(stream)
 
-    def _drop_streams(self) -> None:
-        self.measure()
-        for stream in self.streams.values():
-            self.stats.resets += stream.index > 0
+    def _drop_streams(self, *, keep_turn: bool = False, early: bool = False) -> None:
+        if self.streams:
+            self.measure()
+        streams = [*self.streams.values()]
+        self.stats.count(resets=sum(stream.index > 0 for stream in streams))
         self.streams.clear()
+        self._line.clear(keep_turn=keep_turn)
+        for stream in streams:
+            self.idle.ended(stream, early=early)
 
     def _warn_of_rises(self, progress: Progress) -> None:
+        if progress.false_starts == _RISES_BEFORE_WARNING != progress.rises:
+            self.idle.stuck()
         if progress.rises == _RISES_BEFORE_WARNING:
-            warnings.warn(
-                "the timestep rose at three calls in a row, and each rise starts a new "
-                "generation, so nothing is reused. If this loop counts up, pass "
-                "compile(scheduler=...), or a current_timestep_callback that counts "
-                "down, or give cache_context(step_index=...).",
-                stacklevel=2,
-            )
+            self.idle.rising()
 
     def read(self, value: Any) -> float:
         """A number on the host; the largest of several.
 
         Where frames are given, they have a timestep of their own: 0, without noise.
         """
-        if not isinstance(value, Tensor):
-            return float(value)
-        self.stats.device_reads += value.device.type != "cpu"
-        return float(value if value.numel() == 1 else value.max())
+        return self.sources.read(value).value

@@ -14,6 +14,7 @@ from graphcache.analysis.timestep import timestep_scale
 from graphcache.backends.registry import Backend, Executable, get_backend
 from graphcache.capture import Capture
 from graphcache.errors import BackendError
+from graphcache.locking import compiling
 from graphcache.lowering import (
     Lowering,
     decided,
@@ -43,7 +44,7 @@ from graphcache.runtime.loop import Loop
 from graphcache.runtime.loops import ReadValues
 from graphcache.runtime.segment import Branching, Interface, Route, Segment
 from graphcache.runtime.stats import Statistics
-from graphcache.runtime.weights import Weights, weights_of
+from graphcache.runtime.weights import Table, Weights, weights_of
 from graphcache.signature import Call, with_tensors
 
 
@@ -78,6 +79,10 @@ class Target:
             PolicyError: If the policies match nothing.
         """
         return cached_program(module, call, self.wanted, context)
+
+    def weights(self, module: nn.Module) -> Table:
+        """What a program may take, by the targets of its inputs."""
+        return weights_of(module)
 
 
 @dataclass(frozen=True)
@@ -117,11 +122,12 @@ def compile_loop(
         BackendError: If the backend cannot compile a variant.
     """
     started = time.perf_counter()
-    captured = target.rewrite(module, call, context)
-    program = captured.program
-    policies = policies_of(program, target.wanted)
-    lowering = _lowered(program, policies, target)
-    routes, hoisted = _compile(lowering, module, call, target, stats)
+    with compiling():
+        captured = target.rewrite(module, call, context)
+        program = captured.program
+        policies = policies_of(program, target.wanted)
+        lowering = _lowered(program, policies, target)
+        routes, hoisted = _compile(lowering, module, call, target, stats)
     stats.captures += 1
     stats.compile_seconds += time.perf_counter() - started
     stats.regions = dict(regions_by_policy(program))
@@ -234,7 +240,7 @@ def _compile(
 ) -> tuple[dict[Signature, Route], dict[str, Route]]:
     """Compile everything that a step may run; what is hoisted runs eager."""
     unique = {id(p): p for tree in lowering.routes.values() for p in segments(tree)}
-    table = weights_of(module)
+    table = target.weights(module)
     compiled: dict[int, Segment] = {}
     with progress_bar("compiling", len(unique), shown=target.progress) as advance:
         for key, part in unique.items():
@@ -253,9 +259,7 @@ def _compile(
     return routes, {name: _route(t, small) for name, t in lowering.hoisted.items()}
 
 
-def _bound(
-    program: Program, run: Executable, table: Mapping[str, Tensor], call: Call
-) -> Segment:
+def _bound(program: Program, run: Executable, table: Table, call: Call) -> Segment:
     weights = Weights.of(program.inputs, table)
     interface = Interface.of(program)
     return Segment.bind(interface, run, weights, program.constants, call.paths)

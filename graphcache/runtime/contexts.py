@@ -3,12 +3,16 @@
 `CacheMixin.cache_context` tells every stateful hook in the module's registry where the
 loop is, and `_reset_stateful_cache` resets them. A listener in that registry hears
 both. It replaces no forward, so that a graph of the module is the same with it.
+
+The registry is one for all threads; who enters a context tells it in a thread of its
+own, and there it is kept.
 """
 
 from __future__ import annotations
 
 import gc
 import inspect
+import threading
 from types import GeneratorType
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -40,20 +44,27 @@ class Listener(Protocol):
         ...
 
 
+class _Heard(threading.local):
+    """The context that the calling thread is in."""
+
+    context: StepContext | None = None
+
+
 class _Contexts(StateManager):
     """Passes on what diffusers tells the states of a hook."""
 
     def __init__(self, listeners: WeakSet[Any]) -> None:
         super().__init__(BaseState)  # type: ignore[arg-type]
         self.listeners = listeners
-        self.heard: StepContext | None = None
+        self.heard = _Heard()
 
     def set_context(self, context: CacheContext | None) -> None:
         """Take the context that is entered; None for the one that is left."""
         super().set_context(context)
-        self.heard = None if context is None else StepContext(**vars(context))
-        for listener in self.listeners:
-            listener.hear(self.heard)
+        heard = None if context is None else StepContext(**vars(context))
+        self.heard.context = heard
+        for listener in [*self.listeners]:
+            listener.hear(heard)
 
 
 class _Ear(ModelHook):
@@ -69,7 +80,7 @@ class _Ear(ModelHook):
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Reset whoever listens."""
-        for listener in self.listeners:
+        for listener in [*self.listeners]:
             listener.reset()
         return module
 
@@ -78,26 +89,35 @@ class _Ear(ModelHook):
         return _Ear, ()
 
 
-def listen(module: nn.Module, listener: Listener) -> None:
+def listen(module: nn.Module, listener: Listener) -> bool:
     """Have a listener told of the module's cache contexts, for as long as it lives.
 
     Args:
         module: A transformer; nothing is done for one that has no contexts.
         listener: It is told of the context that the module is in at once.
+
+    Returns:
+        Whether that context may be one of another thread, and so is good for the call
+        in progress alone.
     """
     if not isinstance(module, CacheMixin):
-        return
+        return False
+    guessed = False
     registry: Any = HookRegistry.check_if_exists_or_initialize(module)
     ear = registry.get_hook(LISTENER)
     if ear is None:
         ear = _Ear()
-        ear.contexts.heard = _entered(module)
+        found = ear.contexts.heard.context = _entered(module)
+        guessed = found is not None and threading.active_count() > 1
         registry.hooks[LISTENER] = ear
         # A hook that is removed gives its forward to the one behind it: ours is first.
         registry._hook_order.insert(0, LISTENER)
         registry._fn_refs.insert(0, ear.fn_ref)
     ear.listeners.add(listener)
-    listener.hear(ear.contexts.heard)
+    listener.hear(ear.contexts.heard.context)
+    if guessed:
+        ear.contexts.heard.context = None
+    return guessed
 
 
 def _entered(module: CacheMixin) -> StepContext | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from graphcache.runtime.clock import StepContext
+from graphcache.runtime.requests import Request, request
 from graphcache.runtime.stats import Statistics
 from graphcache.runtime.stepper import Stepper
 from graphcache.runtime.thresholds import Thresholds
@@ -47,7 +48,7 @@ class CacheControls:
         self._graphcache_runner.disable()
 
     def _reset_stateful_cache(self, recurse: bool = True) -> None:
-        """Start a new generation: the next call of every stream computes."""
+        """Start a new generation of the current request: the next calls compute."""
         self._graphcache_runner.reset()
 
     @contextmanager
@@ -61,13 +62,25 @@ class CacheControls:
         Raises:
             TypeError: For any other keyword.
         """
-        runner = self._graphcache_runner
-        outer = runner.clock.context
-        runner.clock.context = StepContext(name, **kwargs)
+        clock = self._graphcache_runner.clock
+        outer = clock.context
+        clock.context = StepContext(name, **kwargs)
         try:
             yield
         except BaseException:
-            runner.reset()
+            clock.reset(early=True)
             raise
         finally:
-            runner.clock.context = outer
+            clock.context = outer
+
+    def request(self, name: Hashable | None = None) -> Request:
+        """A scope whose calls are one request: with streams and steps of their own.
+
+        Without it, each thread is a request, and each task of asyncio. When the last
+        scope of a name ends, what the request holds is freed.
+
+        Args:
+            name: Names the request; scopes of one name that are open at once are one.
+                None is a request of its own.
+        """
+        return request(name, only=self._graphcache_runner.requests)

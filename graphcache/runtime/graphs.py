@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,12 +23,13 @@ from graphcache.errors import BackendError
 from graphcache.passes.manager import run_passes
 from graphcache.passes.pipeline import rewrite_pipeline
 from graphcache.program import InputKind, Program, placeholders
+from graphcache.quantised import Take
 from graphcache.runtime.clock import StepContext
 from graphcache.runtime.compiling import CompiledLoop, Target, compile_loop
 from graphcache.runtime.segment import Route, Segment
 from graphcache.runtime.stepper import Stepper
 from graphcache.runtime.thresholds import Thresholds, thresholds_of
-from graphcache.runtime.weights import Weights
+from graphcache.runtime.weights import Table, Weights
 from graphcache.signature import Call, CallSignature
 
 
@@ -38,10 +40,16 @@ class GraphTarget(Target):
     Attributes:
         captured: The source program.
         traced: The call that Dynamo traced, with all of its arguments.
+        held: What the module holds without having registered it.
     """
 
     captured: Capture
     traced: Call
+    held: Mapping[str, Tensor]
+
+    def weights(self, module: nn.Module) -> Table:
+        """The module's weights, and what it holds besides."""
+        return {**super().weights(module), **self.held}
 
     def rewrite(self, module: nn.Module, call: Call, context: str | None) -> Capture:
         """Rewrite the graph into what is lowered.
@@ -95,23 +103,36 @@ class GraphCall(Call):
     loop: CompiledLoop
 
 
+class Flat(threading.local):
+    """The inputs of the call in progress; each thread has one."""
+
+    values: Sequence[Any] = ()
+
+
 class FlatWeights(Weights):
     """Weights among the inputs of a graph.
 
     Args:
         flat: The inputs of the call in progress.
         places: Which of them they are.
+        inner: Of those within quantised weights, which they are and how they are read.
     """
 
-    def __init__(self, flat: list[Any], places: tuple[int, ...]) -> None:
+    def __init__(
+        self, flat: Flat, places: tuple[int, ...], inner: list[tuple[int, Take]]
+    ) -> None:
         super().__init__((), {})
         self.flat = flat
         self.places = places
+        self.inner = inner
 
     def read(self) -> list[Tensor]:
         """The weights as this call gives them."""
-        flat = self.flat
-        return [flat[place] for place in self.places]
+        flat = self.flat.values
+        values = [flat[place] for place in self.places]
+        for index, take in self.inner:
+            values[index] = take(values[index])
+        return values
 
 
 class GraphStepper(Stepper):
@@ -139,13 +160,17 @@ class GraphStepper(Stepper):
         self.module = weakref.ref(module)
         self.target = target
         self.origin = origin
+        self._guessed = False
+        self._compiled: weakref.WeakValueDictionary[Any, CompiledGraph] = (
+            weakref.WeakValueDictionary()
+        )
         if "diffusers" in sys.modules:
             # Modules of other libraries have no contexts to hear.
             contexts = importlib.import_module("graphcache.runtime.contexts")
-            contexts.listen(module, self)
+            self._guessed = contexts.listen(module, self)
 
     def hear(self, context: StepContext | None) -> None:
-        """A context of the module's is entered, or left."""
+        """The caller enters a context of the module's, or leaves it."""
         self.clock.context = context
 
     def compile(self, graph: fx.GraphModule, frame: TracedFrame) -> CompiledGraph:
@@ -161,20 +186,34 @@ class GraphStepper(Stepper):
             BackendError: If an input is not known, or the backend cannot compile.
         """
         inputs = GraphInputs.of(graph.graph, frame)
+        # Where two threads make the first call, Dynamo asks for one graph twice.
+        key = _identity(graph, inputs)
+        known = None if key is None else self._compiled.get(key)
+        if known is not None:
+            return known
         captured = capture_graph(graph, frame, inputs)
-        target = GraphTarget(**vars(self.target), captured=captured, traced=frame.call)
+        target = GraphTarget(
+            **vars(self.target),
+            captured=captured,
+            traced=frame.call,
+            held=inputs.held,
+        )
         module, context = uncompiled(frame.module), self.context_name
         loop = compile_loop(module, inputs.call, target, self.stats, context)
-        return CompiledGraph(self, loop, inputs)
+        compiled = CompiledGraph(self, loop, inputs)
+        if key is not None:
+            self._compiled[key] = compiled
+        return compiled
 
     def run_graph(self, call: GraphCall) -> Any:
         """One call of a graph."""
         try:
-            return self.step(call)
-        except BaseException:
-            # Whatever was interrupted, no later call may read what it left behind.
-            self.reset()
-            raise
+            return self.in_turn(lambda: self.step(call))
+        finally:
+            if self._guessed:
+                # It may be the context of another thread.
+                self._guessed = False
+                self.clock.context = None
 
     def find(self, call: Call) -> CompiledLoop:
         """What the graph that is called was compiled to."""
@@ -195,7 +234,7 @@ class CompiledGraph:
         self, stepper: GraphStepper, loop: CompiledLoop, inputs: GraphInputs
     ) -> None:
         self.stepper = stepper
-        self._flat: list[Any] = []
+        self._flat = Flat()
         self._loop = _over(loop, self._flat, inputs.weights)
         call = inputs.call
         self._places = {path: inputs.arguments[path] for path in call.paths}
@@ -215,24 +254,38 @@ class CompiledGraph:
             return_dict=None,
             loop=self._loop,
         )
-        self._flat[:] = values
+        self._flat.values = values
         try:
             return self.stepper.run_graph(call)
         finally:
-            self._flat.clear()
+            self._flat.values = ()
 
 
-def _over(
-    loop: CompiledLoop, flat: list[Any], places: Mapping[str, int]
-) -> CompiledLoop:
+def _place(target: str, places: Mapping[str, int]) -> int:
+    """The place of the weight that a target names, or of the one that it is within."""
+    while target not in places:
+        target = target.rpartition(".")[0]
+    return places[target]
+
+
+def _identity(graph: fx.GraphModule, inputs: GraphInputs) -> tuple[Any, ...] | None:
+    """What two graphs have in common that are one; None if it cannot be told."""
+    if any(node.op in ("get_attr", "call_module") for node in graph.graph.nodes):
+        return None
+    places = (tuple(inputs.weights.items()), tuple(inputs.arguments.items()))
+    return graph.code, inputs.call.key, tuple(inputs.call.paths), places
+
+
+def _over(loop: CompiledLoop, flat: Flat, places: Mapping[str, int]) -> CompiledLoop:
     """The loop with its weights read from the inputs of a graph."""
 
     def over(route: Route) -> Route:
         if isinstance(route, Segment):
             inputs = route.interface.inputs
             names = [e.target for e in inputs if e.kind is InputKind.WEIGHT]
-            found = tuple(places[name] for name in names)
-            return replace(route, weights=FlatWeights(flat, found))
+            found = tuple(_place(name, places) for name in names)
+            weights = FlatWeights(flat, found, route.weights.takes)
+            return replace(route, weights=weights)
         compute, reuse = over(route.compute), over(route.reuse)
         head = over(route.head)
         assert isinstance(head, Segment)

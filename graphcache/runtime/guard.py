@@ -49,10 +49,13 @@ def refuse_hooks(module: nn.Module, *, root: bool, casts: bool = True) -> None:
         CaptureError: Naming the part, the hook, and what to do instead.
     """
     for path, part in module.named_modules():
-        around = root and part is module
-        # Model offloading is put around what is compiled, not into it.
-        beneath = part if path else unwrapped(part)
-        reason = _own_cache(part) if around else _reason(beneath, casts)
+        if part is not module:
+            reason = _reason(part, casts)
+        elif root:
+            reason = _own_cache(part)
+        else:
+            # Offloading is put around what is compiled, not into it.
+            reason = _reason(unwrapped(part), casts)
         if reason is not None:
             raise CaptureError(f"{path or type(part).__name__} {reason}")
 

@@ -27,7 +27,7 @@ class Plan:
 
     Attributes:
         threshold: What the scores were compared with.
-        decisions: By step.
+        decisions: By step, since the buffers were empty.
         scores: By step; None where the decision was forced.
         states: The indicator's buffers before each step.
         begin: Where in the schedule the stream began, if its steps were foreseen.
@@ -41,7 +41,7 @@ class Plan:
 
     def follows(self, step: Step) -> bool:
         """Whether no step was left out since what was foreseen began."""
-        return self.begin is None or step.place - step.index == self.begin
+        return self.begin is None or step.place - step.age == self.begin
 
     def forget_from(self, index: int, threshold: float) -> None:
         """Drop what was decided about a step and those after it."""
@@ -89,7 +89,7 @@ class HoistedDecision:
             read: Reads a timestep on the host.
         """
         here, threshold = stream.step, thresholds[self.predicate]
-        index = here.index
+        index = here.age
         plan = stream.plans.setdefault(self.predicate, Plan(threshold))
         known = ahead
         if not plan.follows(here):
@@ -147,7 +147,7 @@ class HoistedDecision:
             scratch.buffers = dict(plan.states[-1])
         else:
             plan.states.append({})
-        flags = {self.predicate: step.index == 0 or self.forced.computes(step)}
+        flags = {self.predicate: step.fresh or self.forced.computes(step)}
         device = tensors[0].device
         rules = {self.predicate: self.rule}
         frame = Frame(tensors, scratch, step, flags, thresholds, rules, device)
@@ -171,4 +171,5 @@ def _later(step: Step, offset: int, timestep: float | None) -> Step:
         position=None if step.position is None else step.position + offset,
         count=step.count,
         sigma=step.sigma,
+        begun=step.begun,
     )

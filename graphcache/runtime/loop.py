@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from graphcache.capture.outputs import OutputTree
 from graphcache.capture.writes import Write
+from graphcache.errors import PolicyError
 from graphcache.passes.join_guidance import PREDICATE as GUIDANCE
-from graphcache.policy.decisions import Decision, Signature, Step
+from graphcache.policy.decisions import Decision, Mask, Signature, Step
 from graphcache.policy.threshold import Comparison
 from graphcache.program import TensorType
 from graphcache.rewriting import refuse_halves_in_turn
@@ -65,10 +67,10 @@ class Loop:
         """The host's decisions at a step, and which of the graph's are forced.
 
         Args:
-            step: Where the loop is; everything is computed at its first step.
+            step: Where the loop is; everything is computed where the buffers are empty.
             compute_all: Compute everything, whatever the policies say.
         """
-        every = compute_all or step.index == 0
+        every = compute_all or step.fresh
         flags = {
             name: every or decision.computes(step)
             for name, decision in {**self.decisions, **self.forced}.items()
@@ -97,7 +99,7 @@ class Loop:
         """Refuse a loop that a policy was not made for.
 
         Args:
-            step: The first step.
+            step: The first step, or the first after a change.
             context: Name of the caller's context, if there is one.
 
         Raises:
@@ -109,3 +111,36 @@ class Loop:
         early = (hoisted.forced for hoisted in self.hoisted.values())
         for decision in (*self.decisions.values(), *self.forced.values(), *early):
             decision.check(step.count)
+
+    def check_call(self, step: Step) -> None:
+        """Refuse a call that a policy for a part of the loop was not made for.
+
+        A schedule for fewer steps than the loop has is for one of several models that
+        share it. That this one sees more shows when the schedule is over, or at its
+        first call if that is in the middle of the loop.
+
+        Args:
+            step: Any step.
+
+        Raises:
+            PolicyError: If the model sees another number of steps.
+        """
+        for mask in self.counting:
+            if step.count is None or not mask.is_part(step.count):
+                continue
+            begin = step.place - step.index
+            over = step.index == len(mask.computed)
+            if over or (begin and step.count - begin != mask.steps):
+                raise PolicyError(
+                    f"the schedule is for {mask.steps} steps and the loop has "
+                    f"{step.count}, and the model is called at step {step.place} for "
+                    f"the {step.index + 1}. time: calibrate again, or make the "
+                    "schedule for the number of steps that this model sees"
+                )
+
+    @cached_property
+    def counting(self) -> tuple[Mask, ...]:
+        """The decisions that count the calls of this model alone."""
+        early = (hoisted.forced for hoisted in self.hoisted.values())
+        rules = (*self.decisions.values(), *self.forced.values(), *early)
+        return tuple(rule for rule in rules if isinstance(rule, Mask) and rule.own)

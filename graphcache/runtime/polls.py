@@ -8,7 +8,7 @@ held, and the types of all weights are compared by one native call.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -28,6 +28,8 @@ class Polls:
         self._dicts: list[dict[Any, Any]] = []
         self._empty: list[dict[Any, Any]] = []
         self._objects: list[Any] = []
+        self._calls: list[Callable[[], object]] = []
+        self._answers: list[object] = []
         self._hooks: list[dict[int, Any]] = []
         self._lists: list[list[Any]] = []
         self._sets: list[set[Any]] = []
@@ -54,6 +56,10 @@ class Polls:
         attributes = getattr(value, "__dict__", None)
         if isinstance(attributes, dict):
             self.add_dict(attributes)
+
+    def add_call(self, function: Callable[[], object]) -> None:
+        """Poll what a function answers; it has to be cheap."""
+        self._calls.append(function)
 
     def add_hooks(self, value: dict[int, Any]) -> None:
         """Poll whether a hook of torch's is registered in this table."""
@@ -83,6 +89,7 @@ class Polls:
         """Take what everything is like now for what it is to stay like."""
         self._versions = list(map(dict_version, self._dicts))
         self._kinds = list(map(type, self._objects))
+        self._answers = [function() for function in self._calls]
         self._handles = RemovableHandle.next_id
         self._counts = list(map(len, self._hooks))
         self._items = list(map(tuple, self._lists))
@@ -102,6 +109,7 @@ class Polls:
             or any(map(len, self._empty))
             or list(map(type, self._objects)) != self._kinds
             or self._is_hooked()
+            or [function() for function in self._calls] != self._answers
             or (self._types is not None and not self._types.check(*self._weights))
             or not all(map(_holds, self._lists, self._items))
             or self._sets != self._members
@@ -113,9 +121,10 @@ class Polls:
         # Every registration anywhere takes a number: most calls look at it alone.
         if RemovableHandle.next_id == self._handles:
             return False
-        self._kinds = list(map(type, self._objects))
-        self._handles = RemovableHandle.next_id
-        return list(map(len, self._hooks)) != self._counts
+        hooked = list(map(len, self._hooks)) != self._counts
+        if not hooked:
+            self._handles = RemovableHandle.next_id
+        return hooked
 
 
 def _holds(values: list[Any], items: tuple[Any, ...]) -> bool:

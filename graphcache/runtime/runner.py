@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from graphcache.analysis.binding import timestep_path
 from graphcache.errors import CaptureError
+from graphcache.locking import compiling
 from graphcache.lowering import choose_lowering
 from graphcache.policy import configuration
 from graphcache.program import TensorType
@@ -114,22 +115,29 @@ class Runner(Stepper):
     def find(self, call: Call) -> CompiledLoop:
         """The loop that is good for a call, compiled now if there is none."""
         loop = self._captures.find(call)
-        if loop is None:
-            self._refuse_foreign(call)
-            loop = compile_loop(
-                bare(self.module), call, self.target, self.stats, self.context_name
-            )
-            state, self._polls = state_of(self.module)
-            self._captures.add(call, loop, state)
+        return self._compile(call) if loop is None else loop
+
+    def _compile(self, call: Call) -> CompiledLoop:
+        with compiling():
+            # Another thread may have compiled it while this one waited.
+            loop = self._captures.find(call)
+            if loop is None:
+                self._refuse_foreign(call)
+                loop = compile_loop(
+                    bare(self.module), call, self.target, self.stats, self.context_name
+                )
+                state, self._polls = state_of(self.module)
+                self._captures.add(call, loop, state)
         return loop
 
     def _look(self) -> None:
         """Find out in which state the module is, or refuse it."""
-        refuse_hooks(self.module, root=True)
-        state, polls = state_of(self.module)
-        self._captures.enter(state, weights_of(self.module))
-        self._polls = polls
-        self._scale = None
+        with compiling():
+            refuse_hooks(self.module, root=True)
+            state, polls = state_of(self.module)
+            self._captures.enter(state, weights_of(self.module))
+            self._polls = polls
+            self._scale = None
 
     def _run_uncompiled(self, call: Call) -> Any:
         """Call the module with the hooks on its parts; no stream hears of it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from graphcache.errors import PolicyError
 from graphcache.runtime.progress import FULL
 from graphcache.runtime.stats import Statistics
 
-_NONE = SimpleNamespace(timesteps=None)
 """What stands for no scheduler."""
 
 # Pipelines may round the timestep to bfloat16, which keeps eight bits of it.
@@ -38,9 +36,16 @@ class Place:
 class Schedule:
     """A scheduler's timesteps, read once a generation.
 
+    A scheduler that is attached and that nobody steps says nothing of the loop. It is
+    given up for the generation when it stays at one step while the calls' own timestep
+    moves.
+
+    Attributes:
+        followed: Whether the loop is taken to follow it.
+
     Args:
         scheduler: Anything with ``timesteps``, a tensor made anew for a generation; or
-            a function without arguments that returns the scheduler of now, or None.
+            a function without arguments that returns the current one, or None.
         stats: Where reads are counted.
 
     Raises:
@@ -48,22 +53,30 @@ class Schedule:
     """
 
     def __init__(self, scheduler: Any, stats: Statistics) -> None:
-        self._follow: Callable[[], Any] | None = None
-        if callable(scheduler) and not hasattr(scheduler, "timesteps"):
-            self._follow = scheduler
-            scheduler = scheduler() or _NONE
-        if not hasattr(scheduler, "timesteps"):
-            raise PolicyError(
-                f"{type(scheduler).__name__} has no timesteps: scheduler= takes the "
-                "scheduler of the pipeline, or a function that returns it"
-            )
-        self.scheduler = scheduler
+        self._given = scheduler
+        self._asked = callable(scheduler) and not hasattr(scheduler, "timesteps")
         self.stats = stats
+        self.scheduler: Any = None
         self._source: Any = None
         self._values: list[float] = []
         self._sigmas: list[float] = []
         self._positions: dict[float, int] = {}
         self._begin: int | None = None
+        self._lost_at: tuple[Any, ...] | None = None
+        self._argued: dict[int, float] = {}
+        self._moved = False
+        self._counted: int | None = None
+        self._current()
+
+    @property
+    def followed(self) -> bool:
+        """Whether there is a scheduler, and the loop is taken to follow it."""
+        return bool(self._values) and self._lost_at is None
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the loop was seen to follow another one."""
+        return self._lost_at is not None
 
     @property
     def counts(self) -> bool:
@@ -76,17 +89,16 @@ class Schedule:
 
     def refresh(self) -> bool:
         """Read the timesteps if they were made anew; whether a generation began."""
-        if self._follow is not None:
-            self.scheduler = self._follow() or _NONE
-        source = self.scheduler.timesteps
-        if source is self._source:
+        scheduler = self._current()
+        source = _timesteps(scheduler)
+        if scheduler is self.scheduler and source is self._source:
             return False
         started = self._source is not None
-        self._source = source
+        self.scheduler, self._source = scheduler, source
         self._values = self._read(source)
-        self._sigmas = self._read(getattr(self.scheduler, "sigmas", None))
-        self._begin = None
-        config = getattr(self.scheduler, "config", None)
+        self._sigmas = self._read(getattr(scheduler, "sigmas", None))
+        self._trust()
+        config = getattr(scheduler, "config", None)
         if getattr(config, "invert_sigmas", False):
             # Such a scheduler counts up to 1000 and 1, where no noise is left.
             self._values = [FULL - value for value in self._values]
@@ -94,6 +106,15 @@ class Schedule:
         pairs = list(enumerate(self._values))
         self._positions = {value: position for position, value in reversed(pairs)}
         return started
+
+    def give_up(self) -> None:
+        """The loop follows another one."""
+        self._lost_at = self._state()
+
+    def renew(self) -> None:
+        """The generation is over: believe it again if somebody stepped it since."""
+        if self._lost_at is not None and self._state() != self._lost_at:
+            self._trust()
 
     def counted(self, timestep: Callable[[], float | None]) -> int:
         """The position by the scheduler's own count.
@@ -105,11 +126,36 @@ class Schedule:
         index = self.scheduler.step_index
         if index is None:
             index = getattr(self.scheduler, "begin_index", None)
-        if index is not None:
-            return int(index)
-        if self._begin is None:
-            self._begin = self.find(timestep()) or 0
-        return self._begin
+        if index is None:
+            if self._begin is None:
+                own = timestep()
+                self._begin = self.find(own) or 0
+                if own is not None:
+                    self._argued.setdefault(self._begin, own)
+            index = self._begin
+        self._moved |= self._counted is not None and index != self._counted
+        self._counted = int(index)
+        return self._counted
+
+    def stands_still(self, timestep: Callable[[], float | None]) -> bool:
+        """Whether the calls' own timestep moves while the scheduler's count does not.
+
+        Args:
+            timestep: The call's own timestep; asked only while the count has not moved
+                since the timesteps were made.
+        """
+        if self._moved or self._counted is None:
+            return False
+        own = timestep()
+        return own is not None and self._argued.setdefault(self._counted, own) != own
+
+    def differs(self, timestep: float | None) -> bool:
+        """Whether a call's own timestep is not the one that the count says."""
+        known = self.timestep(self._counted)
+        if timestep is None or known is None:
+            return False
+        near = _ROUNDING * abs(known)
+        return min(abs(known - t) for t in (timestep, FULL - timestep)) > near
 
     def find(self, timestep: float | None) -> int | None:
         """The first position of a timestep; 0 for None, and None for one not in it."""
@@ -134,12 +180,45 @@ class Schedule:
         """What is known of a position."""
         return Place(position, len(self) or None, _at(self._sigmas, position))
 
+    def _current(self) -> Any:
+        scheduler = self._given() if self._asked else self._given
+        if scheduler is not None and not hasattr(scheduler, "timesteps"):
+            raise PolicyError(
+                f"{type(scheduler).__name__} has no timesteps: scheduler= takes the "
+                "scheduler of the pipeline, or a function that returns it"
+            )
+        return scheduler
+
+    def _trust(self) -> None:
+        self._lost_at = self._begin = self._counted = None
+        self._argued = {}
+        self._moved = False
+
+    def _state(self) -> tuple[Any, ...]:
+        """What changes when somebody steps the scheduler."""
+        return (
+            getattr(self.scheduler, "step_index", None),
+            getattr(self.scheduler, "begin_index", None),
+        )
+
     def _read(self, values: Any) -> list[float]:
         if values is None:
             return []
         tensor = torch.as_tensor(values)
-        self.stats.device_reads += tensor.device.type != "cpu"
+        self.stats.count(device_reads=tensor.device.type != "cpu")
         return [float(value) for value in tensor.tolist()]
+
+
+def _timesteps(scheduler: Any) -> Any:
+    """A scheduler's timesteps; None as long as nobody has set them."""
+    if scheduler is None:
+        return None
+    timesteps = scheduler.timesteps
+    trained = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+    unset = getattr(scheduler, "num_inference_steps", None) is None
+    if unset and timesteps is not None and len(timesteps) == trained:
+        return None
+    return timesteps
 
 
 def _at(values: list[float], position: int | None) -> float | None:

@@ -16,13 +16,15 @@ import functools
 import sys
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from graphcache.capture.eager import version
+from graphcache.capture.kernels import only_mathematics
+from graphcache.quantised import is_plain, leaves_of, structure
 from graphcache.runtime.code import code_of, library_of
 from graphcache.runtime.instances import INSTANCE_HOOKS
 from graphcache.runtime.polls import Polls
@@ -68,17 +70,10 @@ def state_of(module: nn.Module) -> tuple[ModuleState, Polls]:
     structure = walk.visit(module)
     code = code_of(walk.classes, walk.polls)
     kept = [*walk.kept, *code.kept]
-    return ModuleState((structure, code.structure), kept), walk.polls.seal()
-
-
-def leaves_of(weight: Tensor) -> Iterator[Tensor]:
-    """The plain tensors that a weight is made of: itself, or those inside of it."""
-    flatten = getattr(weight, "__tensor_flatten__", None)
-    if flatten is None:
-        yield weight
-        return
-    for name in flatten()[0]:
-        yield from leaves_of(getattr(weight, name))
+    # A setting of torch's that changes what is traced.
+    walk.polls.add_call(only_mathematics)
+    known = structure, code.structure, only_mathematics()
+    return ModuleState(known, kept), walk.polls.seal()
 
 
 class _Walk:
@@ -255,8 +250,10 @@ class _Walk:
             return tied
         leaves = list(leaves_of(weight))
         self.polls.add_weights(leaves)
-        if leaves[0] is not weight:
+        if not is_plain(weight):
+            # Its tensors may be replaced, and what its class says of it may change.
             self.polls.add_object(weight)
+            return structure(weight)
         return type(weight), [
             (type(leaf), tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device)
             for leaf in leaves

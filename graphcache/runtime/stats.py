@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 _MAX_STEPS = 10_000
 
@@ -20,6 +22,8 @@ class StepRecord:
         computed: By policy name, whether its regions were computed.
         scores: By policy name, what a decision of the graph measured; none where it
             was forced.
+        request: Name of the request: the one that it was given, or that of the thread
+            or task that called.
     """
 
     stream: str
@@ -27,11 +31,14 @@ class StepRecord:
     timestep: float | None
     computed: dict[str, bool]
     scores: dict[str, float] = field(default_factory=dict)
+    request: str | None = None
 
 
 @dataclass
 class Statistics:
-    """Counters of one compiled module.
+    """Counters of one compiled module, over all of its requests.
+
+    They add up whatever threads count at once.
 
     Attributes:
         steps: Every call, oldest first (the last 10 000).
@@ -64,6 +71,31 @@ class Statistics:
     uncompiled: int = 0
     planned_bytes: int = 0
     peak_buffer_bytes: int = 0
+    _lock: threading.Lock = field(
+        default_factory=threading.Lock, init=False, repr=False, compare=False
+    )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has a lock of its own.
+        return {k: v for k, v in self.__dict__.items() if k != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def count(
+        self, *, device_reads: int = 0, host_reads: int = 0, resets: int = 0
+    ) -> None:
+        """Count reads and resets."""
+        if device_reads or host_reads or resets:
+            with self._lock:
+                self.device_reads += device_reads
+                self.host_reads += host_reads
+                self.resets += resets
+
+    def hold(self, held: int) -> None:
+        """Take in how many bytes of buffers are held now."""
+        with self._lock:
+            self.peak_buffer_bytes = max(self.peak_buffer_bytes, held)
 
     def record(
         self,
@@ -79,16 +111,17 @@ class Statistics:
             computed: How many of them were computed; all of a policy's or none, by the
                 record, if it is not given.
         """
-        self.steps.append(record)
-        for policy, any_computed in record.computed.items():
-            every = len(regions[policy])
-            count = every * any_computed if computed is None else computed[policy]
-            for counter, number in (
-                (self.computed, count),
-                (self.reused, every - count),
-            ):
-                if number:
-                    counter[policy] += number
+        with self._lock:
+            self.steps.append(record)
+            for policy, any_computed in record.computed.items():
+                every = len(regions[policy])
+                count = every * any_computed if computed is None else computed[policy]
+                for counter, number in (
+                    (self.computed, count),
+                    (self.reused, every - count),
+                ):
+                    if number:
+                        counter[policy] += number
 
     def __str__(self) -> str:
         """A summary: the latest pass of every stream, then the counts.
@@ -96,7 +129,9 @@ class Statistics:
         ``#`` is a step at which any region of the policy was computed, ``.`` one at
         which all were reused.
         """
-        return "\n".join([*_timelines(self.steps), *self._counts()])
+        with self._lock:
+            steps = [*self.steps]
+        return "\n".join([*_timelines(steps), *self._counts()])
 
     def _counts(self) -> Iterator[str]:
         policies = dict.fromkeys([*self.regions, *self.computed, *self.reused])
@@ -123,20 +158,26 @@ class Statistics:
 
     def clear(self) -> None:
         """Forget the calls; what was captured and compiled stays counted."""
-        self.steps.clear()
-        self.computed.clear()
-        self.reused.clear()
-        self.host_reads = self.device_reads = 0
-        self.resets = self.uncompiled = self.peak_buffer_bytes = 0
+        with self._lock:
+            self.steps.clear()
+            self.computed.clear()
+            self.reused.clear()
+            self.host_reads = self.device_reads = 0
+            self.resets = self.uncompiled = self.peak_buffer_bytes = 0
 
 
-def _timelines(steps: Iterable[StepRecord]) -> Iterator[str]:
-    """One line per stream and policy: the steps since the stream last began."""
+def _timelines(steps: Sequence[StepRecord]) -> Iterator[str]:
+    """One line per stream and policy: the steps since the stream last began.
+
+    A stream is called by its request as well, if there are several.
+    """
+    several = len({step.request for step in steps}) > 1
     latest: dict[str, dict[str, str]] = {}
     for step in steps:
-        if step.index == 0 or step.stream not in latest:
-            latest[step.stream] = {}
-        lines = latest[step.stream]
+        name = f"{step.request}: {step.stream}" if several else step.stream
+        if step.index == 0 or name not in latest:
+            latest[name] = {}
+        lines = latest[name]
         for policy, computed in step.computed.items():
             lines[policy] = lines.get(policy, "") + ("#" if computed else ".")
     names = max(map(len, latest), default=0)

@@ -8,7 +8,7 @@ from tests.parity.compare import assert_parity, close, compiled
 from tests.parity.hooks import by_hooks
 from tests.parity.settings import FASTER, FASTER_DISTILLED, faster
 from tests.parts import attentions, is_cross
-from tests.zoo import ZOO, denoise, denoise_guided, make
+from tests.zoo import ZOO, denoise_guided, make
 
 
 def spatial(name: str) -> list[str]:
@@ -32,6 +32,7 @@ def test_equals_the_hooks(name: str) -> None:
         "spatial",
         spatial(name),
         lowerings=("auto", "conditional"),
+        loop=denoise_guided,
     )
     whole = max(expected.batches)
     full = [step for step, batch in enumerate(expected.batches) if batch == whole]
@@ -51,18 +52,7 @@ def test_equals_the_hooks_at_other_settings(name: str) -> None:
         alpha_high_frequency=0.9,
         attention_weight_callback=lambda _: 0.3,
     )
-    assert_parity(name, hooks, 28, "spatial", spatial(name))
-
-
-def test_equals_the_hooks_with_guidance_in_the_loop() -> None:
-    assert_parity(
-        "cogvideox",
-        faster("cogvideox"),
-        28,
-        "spatial",
-        spatial("cogvideox"),
-        loop=denoise_guided,
-    )
+    assert_parity(name, hooks, 28, "spatial", spatial(name), loop=denoise_guided)
 
 
 @pytest.mark.parametrize("name", FASTER_DISTILLED)
@@ -74,10 +64,12 @@ def test_equals_the_hooks_without_a_second_half(name: str) -> None:
 @pytest.mark.slow
 def test_inductor_agrees() -> None:
     hooks = faster("cogvideox")
-    expected = by_hooks(ZOO["cogvideox"], hooks, 12)
-    run = compiled("cogvideox", hooks.config, 12, backend="inductor")
+    expected = by_hooks(ZOO["cogvideox"], hooks, 12, loop=denoise_guided)
+    run = compiled(
+        "cogvideox", hooks.config, 12, backend="inductor", loop=denoise_guided
+    )
     assert close(run.outputs, expected.outputs, 1e-4)
     graphs = run.module.cache_stats.graphs_compiled
     assert graphs == 3
-    denoise(run.module, ZOO["cogvideox"], 12)
+    denoise_guided(run.module, ZOO["cogvideox"], 12)
     assert run.module.cache_stats.graphs_compiled == graphs

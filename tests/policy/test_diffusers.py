@@ -43,8 +43,8 @@ from graphcache.policy.diffusers import ATTENTION_PATTERNS
 from graphcache.program import Region
 
 
-def region(path: str, *, declares_cross: bool = False) -> Region:
-    return Region(path, path, "attention", "self", declares_cross, "Attn", (), (), ())
+def region(path: str, *, declares_cross: bool = False, flow: str = "self") -> Region:
+    return Region(path, path, "attention", flow, declares_cross, "Attn", (), (), ())
 
 
 def test_pab_config_maps_ranges_windows_and_identifiers() -> None:
@@ -129,8 +129,10 @@ def test_faster_cache_identifiers_only_narrow_what_diffusers_looks_at() -> None:
     refused = reject(region("layers.3.attn1"))
     assert refused is not None
     assert "'^blocks.*attn'" in refused
-    crossed = reject(region("blocks.3.attn1", declares_cross=True))
+    crossed = reject(region("blocks.3.attn1", declares_cross=True, flow="cross"))
     assert crossed == "is cross-attention, wanted self or joint"
+    # What is given its own tokens is self-attention, whatever it was built as.
+    assert reject(region("blocks.3.attn1", declares_cross=True)) is None
 
 
 def test_faster_cache_prefers_spatial_over_temporal() -> None:

@@ -59,9 +59,10 @@ def add(module: Any, adapter: str, seed: int) -> None:
     module.requires_grad_(False).eval()
 
 
-def call(module: Any, name: str) -> Tensor:
+def call(module: Any, name: str, timestep: float = 500.0) -> Tensor:
+    inputs = first_inputs(ZOO[name], timestep=timestep)
     with torch.no_grad():
-        return module(**first_inputs(ZOO[name]), return_dict=False)[0].clone()
+        return module(**inputs, return_dict=False)[0].clone()
 
 
 @pytest.mark.large
@@ -98,6 +99,20 @@ def test_switching_back_compiles_nothing() -> None:
         output = call(subject, "flux")
         assert torch.equal(output, outputs.setdefault(adapter, output))
     assert subject.cache_stats.captures == 2
+
+
+def test_a_switch_in_mid_generation_computes_once() -> None:
+    """The step after it computes, by the new weights, and the mask keeps its place."""
+    module = adapted("flux")
+    subject: Any = graphcache.compile(module, graphcache.fora(3), backend="eager")
+    for step in range(9):
+        if step == 4:
+            module.set_adapters("b")
+        output = call(subject, "flux", 900.0 - 100 * step)
+        if step in (0, 3, 4, 6):
+            assert torch.equal(output, call(module, "flux", 900.0 - 100 * step)), step
+    computed = [record.computed["fora"] for record in subject.cache_stats.steps]
+    assert computed == [step in (0, 3, 4, 6) for step in range(9)]
 
 
 def test_other_weights_of_known_shapes_are_only_other_weights() -> None:
