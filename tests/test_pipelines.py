@@ -122,6 +122,21 @@ def test_one_config_each() -> None:
     assert pipe.transformer_2.cache_stats.reused["mask"] > 0
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "fora", "interval": 2},
+        [{"method": "fora", "interval": 2}],
+        {"transformer": {"method": "fora", "interval": 2}},
+    ],
+)
+def test_a_config_may_be_data(config: Any) -> None:
+    pipe = compiled(tiny_pipe(2), config)
+    assert isinstance(pipe.transformer, CompiledModule)
+    one_for_all = "transformer" not in config
+    assert isinstance(pipe.transformer_2, CompiledModule) is one_for_all
+
+
 def test_a_mapping_compiles_what_it_names_alone() -> None:
     pipe = wan()
     first, second = pipe.transformer, pipe.transformer_2
@@ -448,7 +463,7 @@ def test_a_pipeline_of_pipelines() -> None:
         ({"scheduler": never_reuse()}, "no module 'scheduler'"),
         ({"transformer": never_reuse(), "vae": never_reuse()}, "no module 'vae'"),
         ({}, "no module to compile"),
-        ({"transformer": never_reuse(), "transformer_2": "pab"}, "no cache config"),
+        ({"transformer": never_reuse(), "transformer_2": 3}, "no cache config"),
     ],
 )
 def test_a_bad_mapping_changes_nothing(config: Any, message: str) -> None:
