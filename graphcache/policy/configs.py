@@ -268,6 +268,14 @@ def _read(data: Any, where: str) -> Any:
     return read_fields(data, Policy, where, "a policy")
 
 
+def is_data(config: object) -> bool:
+    """Whether it is a dict that is a config itself, and none that maps to configs."""
+    if not isinstance(config, Mapping):
+        return False
+    keys = (_METHOD, _DIFFUSERS, _POLICIES, *_POLICY_FIELDS)
+    return cache_dit.recognises(config) or any(key in config for key in keys)
+
+
 def _no_config(data: Mapping[str, Any], where: str) -> str:
     known = (_METHOD, _DIFFUSERS, _POLICIES, *_POLICY_FIELDS)
     guesses = [
