@@ -242,12 +242,6 @@ def config_from_dict(data: Any) -> Any:
     return _read(data, "config")
 
 
-def is_data(config: Mapping[Any, object]) -> bool:
-    """Whether a mapping is a config as data, and not one config by component name."""
-    marks = {_METHOD, _DIFFUSERS, _POLICIES, "regions"}
-    return not marks.isdisjoint(config) or cache_dit.recognises(config)
-
-
 def _read(data: Any, where: str) -> Any:
     if isinstance(data, Sequence) and not isinstance(data, str):
         return tuple(_read(item, f"{where}[{i}]") for i, item in enumerate(data))
