@@ -59,6 +59,7 @@ from graphcache.policy import (
     teacache,
     tgate,
 )
+from graphcache.runtime.requests import request
 
 __all__ = [
     "Always",
@@ -108,6 +109,7 @@ __all__ = [
     "magcache",
     "never_reuse",
     "pyramid_attention_broadcast",
+    "request",
     "save_config",
     "seacache",
     "smoothcache",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
 from typing import Any, TypeVar, overload
 
 from torch import nn
@@ -134,6 +136,9 @@ def _compile_module(
 ) -> nn.Module:
     """Compile one module as a recipe says."""
     settings, scheduler = recipe.settings, recipe.scheduler
+    if isinstance(recipe.config, (str, PathLike, Mapping)):
+        # As read: by the time of a copy, the file may be another.
+        recipe = replace(recipe, config=configuration(recipe.config))
     wanted = followed(recipe.config, scheduler)
     backend, lowering = get_backend(settings["backend"]), settings["lowering"]
     if lowering not in LOWERINGS:

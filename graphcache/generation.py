@@ -161,7 +161,7 @@ def run_engine(wanted: Generation, console: Console) -> Path:
 
 
 def _pipeline(wanted: Generation) -> Any:
-    if not wanted.request.prompts:
+    if folders.is_pipeline(wanted.model) and not wanted.request.prompts:
         raise GraphCacheError("give a prompt for each picture or clip")
     return folders.load_pipeline(wanted.model, without=wanted.component)
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from graphcache.errors import CaptureError, GraphCacheError, PolicyError
+from graphcache.policy.configs import is_data
 from graphcache.runtime.controls import CacheControls
 from graphcache.runtime.following import PipelineClock
 from graphcache.runtime.module import CompiledModule
@@ -184,7 +185,7 @@ def _wanted(pipe: Any, config: object) -> dict[str, tuple[nn.Module, object]]:
     """The modules to compile, by component name, each with its config."""
     _refuse_combined(pipe)
     modules = _modules(pipe)
-    if isinstance(config, Mapping):
+    if isinstance(config, Mapping) and not is_data(config):
         _refuse_unknown(pipe, config, modules)
         wanted = {name: (modules[name], own) for name, own in config.items()}
     else:

@@ -39,7 +39,7 @@ def test_every_error_is_ours() -> None:
 
 
 def test_unknown_config() -> None:
-    with pytest.raises(PolicyError, match="str is no cache config"):
+    with pytest.raises(PolicyError, match="'pab' is no cache config"):
         compiled(tiny(), "pab")
 
 

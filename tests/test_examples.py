@@ -19,6 +19,7 @@ EXPECTED = {
     "06_your_own_decision": "0.05 #..#..#",
     "07_torch_compile_backend": "graph breaks      0",
     "08_engine": "weights.safetensors",
+    "09_requests_in_threads": "two requests in turn: each as alone",
 }
 
 

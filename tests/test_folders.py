@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from graphcache import GraphCacheError, folders
+from graphcache.demo import DEFAULT_MODEL
 from graphcache.folders import Request, Source
 from tests import pipelines
 
@@ -56,9 +57,9 @@ def really_called(pipe: Any, given: dict[str, Any]) -> list[dict[str, Any]]:
     return calls
 
 
-def equal(left: Any, right: Any) -> bool:
-    """Whether two calls hold the same numbers."""
-    ours, theirs = pytree.tree_flatten(left), pytree.tree_flatten(right)
+def equal(left: dict[str, Any], right: dict[str, Any]) -> bool:
+    """Whether two calls hold the same numbers, in whatever order."""
+    ours, theirs = (pytree.tree_flatten(dict(sorted(x.items()))) for x in (left, right))
     return ours[1] == theirs[1] and all(
         torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
         for a, b in zip(ours[0], theirs[0], strict=True)
@@ -90,6 +91,14 @@ def test_sizes_and_prompts_are_those_asked_for(roots: dict[str, Path]) -> None:
     assert clips["image_rotary_emb"][0].shape == (3 * 2 * 2, 16)
     _, half = Source(roots["classes"], dtype=torch.bfloat16).load()
     assert half["hidden_states"].dtype is torch.bfloat16
+
+
+def test_a_folder_with_a_transformer_in_it() -> None:
+    _, inputs = Source(DEFAULT_MODEL, batch=4).load()
+    assert inputs["hidden_states"].shape[0] == 4
+    module, inputs = Source(DEFAULT_MODEL / "transformer").load()
+    assert inputs["hidden_states"].shape[0] == 2
+    assert not module.training
 
 
 def test_classes_by_name(roots: dict[str, Path], tmp_path: Path) -> None:

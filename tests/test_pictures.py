@@ -38,7 +38,7 @@ def test_clips_move_together(tmp_path: Path) -> None:
         for index, white in enumerate([False, False, True]):
             drawn.seek(index)
             pixels = np.asarray(drawn.convert("RGB"))
-            assert (pixels[:96].min() == 255) is white
+            assert bool(pixels[:96].min() == 255) == white
             assert pixels[96:].max() == 0
 
 

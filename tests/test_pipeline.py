@@ -164,7 +164,7 @@ def test_no_second_copy_of_the_weights(cached: Any) -> None:
     transformer = cached.transformer
     own = {tensor.data_ptr() for tensor in transformer.state_dict().values()}
     own |= {tensor.data_ptr() for tensor in transformer.buffers()}
-    loops = transformer._graphcache_runner._loops
+    loops = transformer._graphcache_runner.loops
     for variant in (v for loop in loops for v in loop.routes.values()):
         assert {tensor.data_ptr() for tensor in variant.weights.read()} <= own
         assert variant.fixed == ()

@@ -110,7 +110,7 @@ def test_pab_without_a_callback_is_diffusers_hooks(name: str) -> None:
 
 
 def test_one_config_each() -> None:
-    pipe, alone = wan(), wan()
+    pipe, alone = tiny_pipe(2), tiny_pipe(2)
     mask = Policy("mask", Attention(), Mask(MASK, steps=6))
     configs = {"transformer": never_reuse(), "transformer_2": mask}
     compiled(pipe, configs)
@@ -120,6 +120,21 @@ def test_one_config_each() -> None:
     assert torch.equal(draw(pipe), draw(alone))
     assert not pipe.transformer.cache_stats.reused
     assert pipe.transformer_2.cache_stats.reused["mask"] > 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "fora", "interval": 2},
+        [{"method": "fora", "interval": 2}],
+        {"transformer": {"method": "fora", "interval": 2}},
+    ],
+)
+def test_a_config_may_be_data(config: Any) -> None:
+    pipe = compiled(tiny_pipe(2), config)
+    assert isinstance(pipe.transformer, CompiledModule)
+    one_for_all = "transformer" not in config
+    assert isinstance(pipe.transformer_2, CompiledModule) is one_for_all
 
 
 def test_a_mapping_compiles_what_it_names_alone() -> None:
@@ -265,13 +280,13 @@ def test_pipelines_that_diffusers_finds_by_itself(maker: Any) -> None:
 
 
 def test_components_make_another_pipeline() -> None:
-    pipe = compiled(flux(), never_reuse())
-    expected = draw(flux())
-    again = diffusers.FluxPipeline(**pipe.components)
-    again.set_progress_bar_config(disable=True)
+    pipe = compiled(tiny_pipe(), never_reuse())
+    expected = draw(tiny_pipe())
+    again = TinyPipe(**pipe.components)
     assert torch.equal(draw(again), expected)
     again.register_modules(transformer=pipe.transformer)
-    assert again.config.transformer == ("diffusers", "FluxTransformer2DModel")
+    assert again.config.transformer == tiny_pipe().config.transformer
+    assert compiled(flux()).config.transformer == flux().config.transformer
 
 
 def test_what_is_saved_is_loaded_as_the_plain_class(tmp_path: Path) -> None:
@@ -313,14 +328,18 @@ def test_a_copy_of_the_pipeline_follows_its_own_scheduler(way: str) -> None:
     assert isinstance(pipe.transformer, CompiledModule)
 
 
-def test_a_copy_of_a_pipeline_compiled_by_hand_follows_its_own_scheduler() -> None:
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_copy_of_a_pipeline_compiled_by_hand_follows_no_other(asked: bool) -> None:
+    """A function that is attached asks the pipeline of before, whatever is copied."""
     pipe = tiny_pipe()
+    scheduler = (lambda: pipe.scheduler) if asked else pipe.scheduler
     pipe.transformer = graphcache.compile(
-        pipe.transformer, pab(), backend="eager", scheduler=pipe.scheduler
+        pipe.transformer, pab(), backend="eager", scheduler=scheduler
     )
     expected = draw(pipe)
     twin = copy.deepcopy(pipe)
-    assert twin.transformer._graphcache_recipe.scheduler is twin.scheduler
+    followed = twin.transformer._graphcache_recipe.scheduler
+    assert followed is (None if asked else twin.scheduler)
     assert torch.equal(draw(twin), expected)
 
 
@@ -343,7 +362,7 @@ def test_a_pipeline_that_is_offloaded_before(monkeypatch: pytest.MonkeyPatch) ->
 
     After every generation the pipeline removes them and puts them on anew.
     """
-    pipe = wan()
+    pipe = tiny_pipe(2)
     expected = draw(pipe)
     seen: list[Any] = []
     moved = CpuOffload.pre_forward
@@ -444,7 +463,7 @@ def test_a_pipeline_of_pipelines() -> None:
         ({"scheduler": never_reuse()}, "no module 'scheduler'"),
         ({"transformer": never_reuse(), "vae": never_reuse()}, "no module 'vae'"),
         ({}, "no module to compile"),
-        ({"transformer": never_reuse(), "transformer_2": "pab"}, "no cache config"),
+        ({"transformer": never_reuse(), "transformer_2": 3}, "no cache config"),
     ],
 )
 def test_a_bad_mapping_changes_nothing(config: Any, message: str) -> None:

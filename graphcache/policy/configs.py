@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
+import yaml
 
 from graphcache.errors import PolicyError
 from graphcache.policy import cache_dit
@@ -88,8 +90,8 @@ def load_config(path: str | os.PathLike[str]) -> Any:
     file = Path(path)
     decode = _decoder(file)
     try:
-        data = decode(file.read_bytes())
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+        data = decode(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise PolicyError(f"{file} cannot be read: {error}") from error
     try:
         return config_from_dict(data)
@@ -105,27 +107,52 @@ def save_config(config: object, path: str | os.PathLike[str]) -> None:
         path: A ``.json``, ``.yaml`` or ``.yml`` file, replaced if it exists.
 
     Raises:
-        PolicyError: If the config holds Python, or the suffix is another.
+        PolicyError: If the config holds Python, the suffix is another, or the file
+            cannot be written.
     """
     file = Path(path)
     _decoder(file)
     data = config_to_dict(config)
     if file.suffix in _YAML:
-        text = msgspec.yaml.encode(data)
+        text = yaml.safe_dump(data, sort_keys=False)
     else:
-        text = msgspec.json.format(msgspec.json.encode(data)) + b"\n"
-    file.write_bytes(text)
+        text = json.dumps(data, indent=2, allow_nan=False) + "\n"
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise PolicyError(f"{file} cannot be written: {error}") from error
 
 
-def _decoder(file: Path) -> Any:
+def _decoder(file: Path) -> Callable[[str], Any]:
     if file.suffix in _YAML:
-        return msgspec.yaml.decode
+        return _from_yaml
     if file.suffix == ".json":
-        return msgspec.json.decode
+        return functools.partial(json.loads, object_pairs_hook=_unique)
     raise PolicyError(
         f"{str(file)!r} is no cache config: it would be the name of a .json, .yaml or "
         ".yml file"
     )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two values for one name, neither is what was meant."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} is given twice")
+    return dict(pairs)
+
+
+def _from_yaml(text: str) -> Any:
+    nodes = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            _unique([(key.value, value) for key, value in node.value])
+            nodes += [value for _, value in node.value]
+    return yaml.safe_load(text)
 
 
 def config_to_dict(config: object) -> dict[str, Any]:
@@ -215,6 +242,12 @@ def config_from_dict(data: Any) -> Any:
     return _read(data, "config")
 
 
+def is_data(config: Mapping[Any, object]) -> bool:
+    """Whether a mapping is a config as data, and not one config by component name."""
+    marks = {_METHOD, _DIFFUSERS, _POLICIES, "regions"}
+    return not marks.isdisjoint(config) or cache_dit.recognises(config)
+
+
 def _read(data: Any, where: str) -> Any:
     if isinstance(data, Sequence) and not isinstance(data, str):
         return tuple(_read(item, f"{where}[{i}]") for i, item in enumerate(data))
@@ -233,6 +266,14 @@ def _read(data: Any, where: str) -> Any:
     if not any(name in data for name in _POLICY_FIELDS):
         raise PolicyError(_no_config(data, where))
     return read_fields(data, Policy, where, "a policy")
+
+
+def is_data(config: object) -> bool:
+    """Whether it is a dict that is a config itself, and none that maps to configs."""
+    if not isinstance(config, Mapping):
+        return False
+    keys = (_METHOD, _DIFFUSERS, _POLICIES, *_POLICY_FIELDS)
+    return cache_dit.recognises(config) or any(key in config for key in keys)
 
 
 def _no_config(data: Mapping[str, Any], where: str) -> str:

@@ -53,12 +53,11 @@ What cannot be told, and how it is read:
   leaves out steps: its position is behind.
 * An attached scheduler that counts and is not the one that the pipeline steps: it is
   found out when the calls' own timestep moves and its count does not, and from there on
-  it is left out. The calls until then, one or two, compute. While other requests are
-  in progress, each call's own timestep is compared with it, which is a read a call.
+  it is left out. While other requests are in progress, each call's own timestep is
+  compared with it, which is a read a call.
 
-`_reset_stateful_cache()`, which diffusers' pipelines call when they end, and any
-exception inside the module or a context begin a new generation of the request,
-whatever was told.
+`_reset_stateful_cache()`, which diffusers' pipelines call when they end, and exceptions
+inside the module or a context begin a new generation of the request.
 """
 
 from __future__ import annotations
@@ -79,11 +78,8 @@ from graphcache.runtime.schedule import Place, Schedule
 from graphcache.runtime.sources import Sources
 from graphcache.runtime.stats import Statistics
 from graphcache.runtime.streams import Stream, held_bytes
-from graphcache.runtime.times import Own, StepContext, Time
-
-__all__ = ["Clock", "StepContext"]
-
-_RISES_BEFORE_WARNING = 3
+from graphcache.runtime.times import Own, Time
+from graphcache.runtime.times import StepContext as StepContext
 
 
 class Clock:
@@ -122,6 +118,8 @@ class Clock:
         self._progress = Progress()
         self._line = Line()
         self.busy = threading.Lock()
+        # Whether the argument of the call in progress can be read without waiting.
+        self._free = False
 
     def twin(self, request: str | None) -> Clock:
         """A clock of another request, that asks the same sources."""
@@ -167,6 +165,7 @@ class Clock:
             PolicyError: If there is neither a context nor any timestep.
         """
         own = cache(lambda: self.sources.own(argument, scale))
+        self._free = isinstance(argument, Tensor) and argument.device.type == "cpu"
         if self._attached is not None:
             self._follow(self._attached, own)
         if self.context is None:
@@ -186,6 +185,7 @@ class Clock:
         """
         self._drop_streams(early=early)
         self._progress = Progress()
+        self.idle.over()
         if self._attached is not None:
             self._attached.renew()
 
@@ -222,10 +222,10 @@ class Clock:
         schedule = self._schedule
         if schedule is None or not schedule.counts:
             return False
-        if not schedule.stands_still(lambda: own().value):
-            return False
-        self._give_up(schedule)
-        return True
+        lost = schedule.stands_still(lambda: own().value)
+        if lost:
+            self._give_up(schedule)
+        return lost
 
     def _by_context(
         self, context: StepContext, own: Own, given: Given | None
@@ -245,7 +245,7 @@ class Clock:
         if move is Move.BACK or (move is Move.SAME and first):
             # A scheduler that counts moves before a generation of one step is over.
             progress.false_starts += move is Move.SAME and position is not None
-            self._warn_of_rises(progress)
+            self.idle.restarted(progress)
             self._restart(stream)
             progress.restart()
         self._take(stream, given)
@@ -258,7 +258,7 @@ class Clock:
         schedule, progress = self._schedule, self._progress
         position = None
         if schedule is not None and schedule.counts:
-            position = schedule.counted(lambda: own().value)
+            position = self._counted(schedule, own)
             again = position == progress.position and self._line.doubtful(given)
             if again and self._lost(own):
                 return self._by_order(own, strict, given)
@@ -296,7 +296,7 @@ class Clock:
                 self._drop_streams(keep_turn=True)
             return
         if move is Move.BACK:
-            self._warn_of_rises(self._progress)
+            self.idle.restarted(self._progress)
             self._progress.restart()
         if move is Move.BACK or line.order >= MOST_STREAMS:
             self._drop_streams()
@@ -319,8 +319,7 @@ class Clock:
     ) -> None:
         schedule = self._schedule
         place = Place() if schedule is None else schedule.place(position)
-        stream.timestep = timestep
-        stream.scheduled = position
+        stream.timestep, stream.scheduled = timestep, position
         stream.position, stream.count = place.position, place.count
         stream.sigma = place.sigma
 
@@ -338,17 +337,21 @@ class Clock:
         if schedule is None:
             return None
         if schedule.counts:
-            return schedule.counted(lambda: own().value)
-        ended = False
+            return self._counted(schedule, own)
         if progress.calls and progress.begin is not None:
-            ended = progress.begin + progress.calls >= len(schedule)
-        if ended:
-            # Every step was seen, so that a loop over the same timesteps begins.
-            self._restart(stream)
-            progress.forget()
+            if progress.begin + progress.calls >= len(schedule):
+                # Every step was seen, so that a loop over the same timesteps begins.
+                self._restart(stream)
+                progress.forget()
         if not progress.calls:
             progress.begin = schedule.find(own().value)
         return None if progress.begin is None else progress.begin + progress.calls
+
+    def _counted(self, schedule: Schedule, own: Own) -> int:
+        position = schedule.counted(lambda: own().value)
+        if self._free:
+            schedule.begin_at(lambda: own().value)
+        return position
 
     def _time(
         self, context: StepContext | None, position: int | None, own: Own
@@ -382,12 +385,6 @@ class Clock:
         self._line.clear(keep_turn=keep_turn)
         for stream in streams:
             self.idle.ended(stream, early=early)
-
-    def _warn_of_rises(self, progress: Progress) -> None:
-        if progress.false_starts == _RISES_BEFORE_WARNING != progress.rises:
-            self.idle.stuck()
-        if progress.rises == _RISES_BEFORE_WARNING:
-            self.idle.rising()
 
     def read(self, value: Any) -> float:
         """A number on the host; the largest of several.

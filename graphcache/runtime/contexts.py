@@ -107,7 +107,7 @@ def listen(module: nn.Module, listener: Listener) -> bool:
     ear = registry.get_hook(LISTENER)
     if ear is None:
         ear = _Ear()
-        found = ear.contexts.heard.context = _entered(module)
+        found = ear.contexts.heard.context = entered(module)
         guessed = found is not None and threading.active_count() > 1
         registry.hooks[LISTENER] = ear
         # A hook that is removed gives its forward to the one behind it: ours is first.
@@ -120,12 +120,19 @@ def listen(module: nn.Module, listener: Listener) -> bool:
     return guessed
 
 
-def _entered(module: CacheMixin) -> StepContext | None:
+def entered(module: nn.Module) -> StepContext | None:
     """The context that was entered before anybody listened.
 
     Without a stateful hook, diffusers keeps it nowhere but in the generator that waits
-    for the end of the ``with``.
+    for the end of the ``with``. If several threads are inside, it is the one that all
+    of them have entered, or none.
+
+    Args:
+        module: A transformer.
     """
+    if not isinstance(module, CacheMixin):
+        return None
+    found = {}
     code = inspect.unwrap(type(module).cache_context).__code__
     for item in gc.get_objects():
         # Asking some objects for their class, as isinstance does, runs code of theirs.
@@ -134,5 +141,6 @@ def _entered(module: CacheMixin) -> StepContext | None:
         given = inspect.getgeneratorlocals(item)
         waits = inspect.getgeneratorstate(item) == inspect.GEN_SUSPENDED
         if waits and given["self"] is module:
-            return StepContext(given["name"], **given["kwargs"])
-    return None
+            context = StepContext(given["name"], **given["kwargs"])
+            found[repr(context)] = context
+    return next(iter(found.values())) if len(found) == 1 else None

@@ -103,6 +103,16 @@ class GraphCall(Call):
     loop: CompiledLoop
 
 
+class _Here(threading.local):
+    """What a stepper knows of the calling thread.
+
+    Attributes:
+        guessed: Whether the context of the call in progress is a guess.
+    """
+
+    guessed: bool = False
+
+
 class Flat(threading.local):
     """The inputs of the call in progress; each thread has one."""
 
@@ -160,18 +170,32 @@ class GraphStepper(Stepper):
         self.module = weakref.ref(module)
         self.target = target
         self.origin = origin
-        self._guessed = False
+        self._here = _Here()
+        self._deaf: set[int | None] = set()
+        self._contexts: Any = None
         self._compiled: weakref.WeakValueDictionary[Any, CompiledGraph] = (
             weakref.WeakValueDictionary()
         )
         if "diffusers" in sys.modules:
             # Modules of other libraries have no contexts to hear.
             contexts = importlib.import_module("graphcache.runtime.contexts")
-            self._guessed = contexts.listen(module, self)
+            # Threads that run already may be inside a context that nobody hears of.
+            self._deaf = {thread.ident for thread in threading.enumerate()}
+            self._contexts = contexts
+            self._here.guessed = contexts.listen(module, self)
 
     def hear(self, context: StepContext | None) -> None:
         """The caller enters a context of the module's, or leaves it."""
+        self._deaf.discard(threading.get_ident())
         self.clock.context = context
+
+    def _listen_once(self) -> None:
+        """Look for the context that this thread entered before it could be heard."""
+        self._deaf.discard(threading.get_ident())
+        module = self.module()
+        if module is not None:
+            self.clock.context = self._contexts.entered(module)
+            self._here.guessed = True
 
     def compile(self, graph: fx.GraphModule, frame: TracedFrame) -> CompiledGraph:
         """Compile a graph of the module.
@@ -207,12 +231,14 @@ class GraphStepper(Stepper):
 
     def run_graph(self, call: GraphCall) -> Any:
         """One call of a graph."""
+        if threading.get_ident() in self._deaf:
+            self._listen_once()
         try:
             return self.in_turn(lambda: self.step(call))
         finally:
-            if self._guessed:
+            if self._here.guessed:
                 # It may be the context of another thread.
-                self._guessed = False
+                self._here.guessed = False
                 self.clock.context = None
 
     def find(self, call: Call) -> CompiledLoop:

@@ -21,7 +21,10 @@ from graphcache.policy.decisions import Decision, Step
 
 if TYPE_CHECKING:
     from graphcache.runtime.loop import Loop
+    from graphcache.runtime.progress import Progress
     from graphcache.runtime.streams import Stream
+
+_RESTARTS_BEFORE_WARNING = 3
 
 
 @dataclass
@@ -178,6 +181,10 @@ class Idle:
         if not early:
             self._judge(stream)
 
+    def over(self) -> None:
+        """The generation is over: the next one is told of again."""
+        self._told = False
+
     def finished(self, stream: Stream) -> None:
         """A stream is at the last step of the schedule."""
         self._judge(stream)
@@ -190,25 +197,24 @@ class Idle:
             "one that it steps. Else call inside module.cache_context(name)."
         )
 
-    def stuck(self) -> None:
-        """Call after call looks like the first of a generation."""
-        self._tell(
-            "every call looked like the first of a new generation: the step index of "
-            "the context, or the count of the attached scheduler, does not move with "
-            "the calls. Pass the scheduler that the loop steps, or the index of each "
-            "step."
-        )
-
-    def rising(self) -> None:
-        """The timestep rose at call after call."""
-        warnings.warn(
-            "the timestep rose at three calls in a row, and each rise starts a new "
-            "generation, so nothing is reused. If this loop counts up, pass "
-            "compile(scheduler=...), or a current_timestep_callback that counts "
-            "down, or give cache_context(step_index=...).",
-            CacheIdleWarning,
-            stacklevel=2,
-        )
+    def restarted(self, progress: Progress) -> None:
+        """A loop begins again: warn if it does so at call after call."""
+        if progress.rises == _RESTARTS_BEFORE_WARNING:
+            warnings.warn(
+                "the timestep rose at three calls in a row, and each rise starts a new "
+                "generation, so nothing is reused. If this loop counts up, pass "
+                "compile(scheduler=...), or a current_timestep_callback that counts "
+                "down, or give cache_context(step_index=...).",
+                CacheIdleWarning,
+                stacklevel=2,
+            )
+        elif progress.false_starts == _RESTARTS_BEFORE_WARNING:
+            self._tell(
+                "every call looked like the first of a new generation: the step index "
+                "of the context, or the count of the attached scheduler, does not move "
+                "with the calls. Pass the scheduler that the loop steps, or the index "
+                "of each step."
+            )
 
     def _tell(self, reason: str) -> None:
         loop = self._loop

@@ -31,6 +31,13 @@ class DropInType(type):
         """That of the class it stands in for."""
         return hash(original_class(cls))
 
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make an instance of the original class: a drop-in is made by `compile`.
+
+        ``type(module).from_config`` and the like come here.
+        """
+        return original_class(cls)(*args, **kwargs)
+
 
 def original_class(kind: type) -> type:
     """The class that another stands in for: itself, unless it is a drop-in's."""

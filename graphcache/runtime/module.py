@@ -131,9 +131,10 @@ class CompiledModule(CacheControls, nn.Module):
 
         It follows the copy of the scheduler where that is copied in one go with it, as
         part of a pipeline. Copied alone, it follows none: nobody would step the copy.
+        Nor does it ask a function of the user's, which asks the pipeline of before.
         """
         recipe = self._recipe()
-        scheduler = copy.deepcopy(recipe.scheduler, memo) if memo else None
+        scheduler = _copied(recipe.scheduler, memo) if memo else None
         module = copy.deepcopy(bare(self._graphcache_runner.module), memo)
         return self._like(replace(recipe, scheduler=scheduler).apply(module))
 
@@ -162,6 +163,12 @@ class CompiledModule(CacheControls, nn.Module):
     def _like(self, twin: nn.Module) -> nn.Module:
         runner = self._graphcache_runner
         return _set(twin, runner.thresholds, runner.enabled)
+
+
+def _copied(scheduler: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(scheduler, PipelineClock) or hasattr(scheduler, "timesteps"):
+        return copy.deepcopy(scheduler, memo)
+    return None
 
 
 def _revived(

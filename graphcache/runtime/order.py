@@ -52,6 +52,8 @@ class Line:
         same = [stream for stream in self._streams if _is_of(stream, given)]
         if not same:
             known = [s for s in self._streams if s.turn != self._step]
+            # Of another shape, or with other arguments, it may still be the same.
+            known.sort(key=lambda stream: not _is_like(stream, given))
             return known[0].name if known else self._new()
         free = [stream for stream in same if stream.turn != self._step]
         if free:
@@ -89,6 +91,10 @@ class Line:
 
     def _new(self) -> str:
         return f"call {len(self._streams)}"
+
+
+def _is_like(stream: Stream, given: Given) -> bool:
+    return stream.prompt is not None and stream.prompt.is_like(given)
 
 
 def _is_of(stream: Stream, given: Given) -> bool:

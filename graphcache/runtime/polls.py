@@ -2,7 +2,10 @@
 
 A poll is as cheap as the interpreter allows, because all of them run at every call:
 dicts have a version that every write raises, lists and sets are compared with what they
-held, and the types of all weights are compared by one native call.
+held, and the types of weights by one native call. Of each module's own weights only the
+first is looked at in every call: what changes the type of a weight in place, as
+``module.to()`` does, changes that of its neighbours. All are looked at where a
+generation begins.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ class Polls:
         self._slots: list[tuple[Any, str]] = []
         self._tensors: list[Tensor] = []
         self._weights: list[Tensor] = []
+        self._samples: list[Tensor] = []
         self._versions: list[int] = []
         self._kinds: list[type] = []
         self._handles = 0
@@ -45,6 +49,7 @@ class Polls:
         self._values: list[Any] = []
         self._writes: list[int] = []
         self._types: Any = None
+        self._sampled: Any = None
 
     def add_dict(self, value: dict[Any, Any]) -> None:
         """Poll the keys of a dict, and which objects its values are."""
@@ -82,8 +87,13 @@ class Polls:
         self._tensors.append(value)
 
     def add_weights(self, values: Sequence[Tensor]) -> None:
-        """Poll the types of weights: class, shape, strides, dtype and device."""
+        """Poll the types of weights: class, shape, strides, dtype and device.
+
+        Args:
+            values: The weights of one module; the first stands for them at every call.
+        """
         self._weights.extend(values)
+        self._samples.extend(values[:1])
 
     def seal(self) -> Polls:
         """Take what everything is like now for what it is to stay like."""
@@ -97,6 +107,7 @@ class Polls:
         self._values = [getattr(*slot, None) for slot in self._slots]
         self._writes = list(map(version, self._tensors))
         self._types = _types_of(self._weights)
+        self._sampled = _types_of(self._samples)
         return self
 
     def changed(self) -> bool:
@@ -110,12 +121,16 @@ class Polls:
             or list(map(type, self._objects)) != self._kinds
             or self._is_hooked()
             or [function() for function in self._calls] != self._answers
-            or (self._types is not None and not self._types.check(*self._weights))
+            or (self._sampled is not None and not self._sampled.check(*self._samples))
             or not all(map(_holds, self._lists, self._items))
             or self._sets != self._members
             or not all(map(_is_in, self._slots, self._values))
             or list(map(version, self._tensors)) != self._writes
         )
+
+    def retyped(self) -> bool:
+        """Whether any weight at all is of another type than when sealed."""
+        return self._types is not None and not self._types.check(*self._weights)
 
     def _is_hooked(self) -> bool:
         # Every registration anywhere takes a number: most calls look at it alone.

@@ -130,6 +130,12 @@ class Prompt:
             same = self._mark.is_of(given.prompt)
         return same and self._key == given.key
 
+    def is_like(self, given: Given) -> bool:
+        """Whether a call is given the same prompt, in whatever form."""
+        if self._mark is None or given.prompt is None:
+            return False
+        return self._mark.is_of(given.prompt)
+
     def is_another(self, given: Given) -> bool:
         """Whether the prompt is certain to be another than before."""
         if not self.confirmed or self._mark is None or given.prompt is None:

@@ -21,6 +21,7 @@ from graphcache.runtime.guard import is_guided, refuse_hooks
 from graphcache.runtime.instances import bare
 from graphcache.runtime.state import state_of
 from graphcache.runtime.stepper import Stepper
+from graphcache.runtime.streams import Stream
 from graphcache.runtime.thresholds import Thresholds, thresholds_of
 from graphcache.runtime.weights import weights_of
 from graphcache.signature import Call, CallSignature
@@ -105,6 +106,11 @@ class Runner(Stepper):
                 return self._run_uncompiled(call)
             self._look()
         return super().step(call)
+
+    def begin(self, stream: Stream) -> None:
+        """Look at the types of all weights where a stream begins."""
+        if stream.index == 0 and self._polls.retyped():
+            self._look()
 
     def scale(self, call: Call) -> float:
         """By what the timestep argument is multiplied for the scheduler's units."""

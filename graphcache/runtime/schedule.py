@@ -149,6 +149,17 @@ class Schedule:
         own = timestep()
         return own is not None and self._argued.setdefault(self._counted, own) != own
 
+    def begin_at(self, timestep: Callable[[], float | None]) -> None:
+        """Note the calls' own timestep at the first count of a generation.
+
+        Args:
+            timestep: The call's own timestep, where it can be had for nothing.
+        """
+        if self._counted is not None and not self._moved and not self._argued:
+            own = timestep()
+            if own is not None:
+                self._argued[self._counted] = own
+
     def differs(self, timestep: float | None) -> bool:
         """Whether a call's own timestep is not the one that the count says."""
         known = self.timestep(self._counted)

@@ -218,13 +218,14 @@ class _Walk:
                 for name, value in part.__dict__.items()
                 if not self._is_plumbing(part, name, value)
             },
-            [(n, self._weight(w)) for group in groups for n, w in group.items()],
+            self._weights([*part._parameters.items(), *part._buffers.items()]),
             [(name, self.visit(child)) for name, child in part._modules.items()],
         )
 
     def _stowaway(self, kind: type, part: nn.Module) -> Any:
         """A module that is held outside the tree: its weights are constants."""
         self.classes[kind] = None
+        self.polls.add_object(part)
         for entries in (part._parameters, part._buffers, part._modules):
             self.polls.add_dict(entries)
         return kind, {
@@ -242,14 +243,20 @@ class _Walk:
         own = getattr(value, "__func__", None) is type(part).forward
         return name == "forward" and own
 
-    def _weight(self, weight: Tensor | None) -> Any:
+    def _weights(self, named: list[tuple[str, Tensor | None]]) -> Any:
+        leaves: list[Tensor] = []
+        found = [(name, self._weight(weight, leaves)) for name, weight in named]
+        self.polls.add_weights(leaves)
+        return found
+
+    def _weight(self, weight: Tensor | None, found: list[Tensor]) -> Any:
         if weight is None:
             return None
         tied = self._once(weight)
         if tied is not None:
             return tied
         leaves = list(leaves_of(weight))
-        self.polls.add_weights(leaves)
+        found.extend(leaves)
         if not is_plain(weight):
             # Its tensors may be replaced, and what its class says of it may change.
             self.polls.add_object(weight)

@@ -142,12 +142,13 @@ def test_is_listed_among_the_backends_of_torch() -> None:
     assert "graphcache" in torch.compiler.list_backends()
 
 
-def test_compiles_in_place() -> None:
+@pytest.mark.parametrize(
+    "config", [EVERY_SECOND, graphcache.config_to_dict(EVERY_SECOND)], ids=type
+)
+def test_compiles_in_place(config: object) -> None:
     torch._dynamo.reset()
     module = tiny()
-    module.compile(
-        backend="graphcache", options={"config": EVERY_SECOND, "backend": "eager"}
-    )
+    module.compile(backend="graphcache", options={"config": config, "backend": "eager"})
     expected = run_loop(graphcache.compile(tiny(), EVERY_SECOND, backend="eager"), 4)
     assert same(run_loop(module, 4), expected)
     assert statistics(module).reused["attention"] == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import threading
 
 import pytest
 from diffusers.hooks import HookRegistry, ModelHook
@@ -57,6 +58,51 @@ def test_the_context_that_is_entered_already_is_found(module: nn.Module) -> None
             listen(module, other)
     context = StepContext("cond", num_inference_steps=8)
     assert heard.told == other.told == [context, None]
+
+
+class Holding:
+    """Another thread that is inside a context."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.inside, self.leave = threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self.run)
+
+    def run(self) -> None:
+        with self.module.cache_context("theirs"):
+            self.inside.set()
+            assert self.leave.wait(60)
+
+    def __enter__(self) -> Holding:
+        self.thread.start()
+        assert self.inside.wait(60)
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.leave.set()
+        self.thread.join()
+
+
+def test_a_context_of_another_thread_is_not_this_ones(module: nn.Module) -> None:
+    first, second = Heard(), Heard()
+    listen(module, first)
+    with Holding(module):
+        assert not listen(module, second)
+    assert second.told == [None, None]
+
+
+def test_one_that_was_entered_before_may_be_of_another_thread(
+    module: nn.Module,
+) -> None:
+    """It is good for one call, and the next listener does not hear it."""
+    first, second = Heard(), Heard()
+    with Holding(module):
+        assert listen(module, first)
+        assert not listen(module, second)
+    assert first.told == [StepContext("theirs"), None]
+    assert second.told == [None, None]
+    with module.cache_context("mine"):
+        assert not listen(module, Heard())
 
 
 def test_a_context_that_was_left_is_not(module: nn.Module) -> None:

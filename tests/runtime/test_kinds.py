@@ -22,6 +22,7 @@ from graphcache.policy import Policy
 from graphcache.runtime.kinds import DropInType, original_class
 from tests.models import TinyTransformer, run_loop, same, tiny, tiny_inputs
 from tests.runtime.policies import DYNAMIC, STATIC
+from tests.zoo import ZOO, first_inputs, make
 
 
 def compiled(module: nn.Module, config: object = STATIC, **kwargs: Any) -> Any:
@@ -46,6 +47,17 @@ def test_the_class_is_equal_to_the_original_and_to_nothing_else() -> None:
     assert issubclass(kind, TinyTransformer)
     assert not issubclass(TinyTransformer, kind)
     assert not isinstance(tiny(), kind)
+
+
+def test_what_the_class_makes_is_the_original() -> None:
+    flux = make(ZOO["flux"])
+    subject = compiled(flux)
+    for made in (type(subject)(**flux.config), subject.from_config(flux.config)):
+        assert type(made) is type(flux)
+        made.eval().load_state_dict(flux.state_dict())
+        inputs = first_inputs(ZOO["flux"])
+        with torch.no_grad():
+            assert torch.equal(made(**inputs)[0], flux(**inputs)[0])
 
 
 class Abstract(TinyTransformer, metaclass=abc.ABCMeta):

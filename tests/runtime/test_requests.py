@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.cache_utils import CacheMixin
 from torch import Tensor
 
 import graphcache
@@ -26,7 +27,7 @@ from graphcache.backends.dynamo import statistics
 from graphcache.runtime.requests import request
 from graphcache.runtime.stats import StepRecord
 from tests.doors import behind_dynamo
-from tests.models import same, tiny, tiny_inputs
+from tests.models import TinyTransformer, same, tiny, tiny_inputs
 from tests.runtime.policies import DYNAMIC, STATIC
 
 STEPS = 6
@@ -55,6 +56,12 @@ def compiled(policy: str = "interval", **kwargs: Any) -> Any:
 shared = cache(compiled)
 
 
+@cache
+def oracle(policy: str) -> Any:
+    """Another one, which runs one generation after the other."""
+    return compiled(policy)
+
+
 def generation(
     module: Any, seed: int, *, steps: int = STEPS, tokens: int = 3
 ) -> Iterator[Tensor]:
@@ -70,7 +77,9 @@ def generation(
 
 @cache
 def alone(policy: str, seed: int, **kwargs: Any) -> list[Tensor]:
-    return list(generation(compiled(policy), seed, **kwargs))
+    module = oracle(policy)
+    module._reset_stateful_cache()
+    return list(generation(module, seed, **kwargs))
 
 
 def exhaust(steps: Iterator[Tensor]) -> None:
@@ -97,14 +106,16 @@ def in_threads(*works: Callable[[], None]) -> None:
         raise errors[0]
 
 
-def taking_turns(module: Any, seeds: tuple[int, ...], **kwargs: Any) -> Any:
+def taking_turns(
+    module: Any, seeds: tuple[int, ...], *, generation: Any = generation
+) -> Any:
     """Generations in a thread each, step by step in turn."""
     barrier = threading.Barrier(len(seeds), timeout=60)
     found: dict[int, list[Tensor]] = {}
 
     def run(seed: int) -> None:
         outputs = found.setdefault(seed, [])
-        for output in generation(module, seed, **kwargs):
+        for output in generation(module, seed):
             outputs.append(output)
             barrier.wait()
 
@@ -133,6 +144,42 @@ def test_threads_behind_torch_compile_are_each_as_alone(policy: str) -> None:
     stats = statistics(module)
     assert sum(stats.reused.values()) > 0
     assert stats.captures == 1
+    torch._dynamo.reset()
+
+
+class Contextual(TinyTransformer, CacheMixin):
+    """A transformer with the contexts of diffusers."""
+
+
+def in_contexts(module: Any, seed: int) -> Iterator[Tensor]:
+    """One generation of two streams, with the names that every pipeline gives."""
+    states = [tiny_inputs(seed=seed + 10 * number) for number in range(2)]
+    for step in range(STEPS):
+        for name, inputs in zip(("cond", "uncond"), states, strict=True):
+            inputs["timestep"] = torch.full((2,), 999.0 - 140.0 * step)
+            place = {"step_index": step, "num_inference_steps": STEPS}
+            with torch.no_grad(), module.cache_context(name, **place):
+                (output,) = module(**inputs)
+            inputs["hidden_states"] = inputs["hidden_states"] - 0.1 * output
+            yield output.clone()
+
+
+@pytest.mark.parametrize("door", ["compile", "torch.compile"])
+def test_contexts_of_threads_are_their_own_behind_both_doors(door: str) -> None:
+    def made() -> Any:
+        torch.manual_seed(0)
+        module = Contextual().eval()
+        if door == "compile":
+            return graphcache.compile(module, DYNAMIC, backend="eager")
+        return behind_dynamo(module, DYNAMIC)
+
+    want = {seed: list(in_contexts(made(), seed)) for seed in (1, 2)}
+    module = made()
+    found = taking_turns(module, (1, 2), generation=in_contexts)
+    for seed in (1, 2):
+        assert same(found[seed], want[seed])
+    stats = module.cache_stats if door == "compile" else statistics(module)
+    assert {record.stream for record in stats.steps} == {"cond", "uncond"}
     torch._dynamo.reset()
 
 

@@ -16,7 +16,7 @@ from diffusers import (
 from torch import Tensor, nn
 
 import graphcache
-from graphcache import PolicyError, never_reuse
+from graphcache import PolicyError, magcache, never_reuse
 from graphcache.policy import Mask, Policy, Step
 from graphcache.policy.regions import Attention
 from tests.runtime.loops import expected
@@ -138,6 +138,77 @@ def test_a_mask_is_that_of_the_whole_loop(attached: bool) -> None:
     with pytest.raises(PolicyError, match="for 6 steps and the loop has 7"):
         generate(pipe, steps=7)
     assert torch.equal(generate(pipe), good)
+
+
+def ratios_of(steps: int) -> list[float]:
+    """A magnitude that shrinks a little at every step."""
+    return [1.0, *[0.99] * (steps - 1)]
+
+
+@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize("name", ["euler", "heun"])
+def test_a_magcache_schedule_for_each_expert(name: str, attached: bool) -> None:
+    """Ratios of the steps that each sees: its own calls are counted."""
+    parts = two_parts(scheduled_for(name))
+    counts = [len(part["cond"]) for part in parts]
+    policies = [
+        magcache(ratios_of(count), threshold=0.02, max_skip=1, retention=0)
+        for count in counts
+    ]
+    pipe = pipeline(SCHEDULERS[name]())
+    scheduler = pipe.scheduler if attached else None
+    for part, policy in zip(("transformer", "transformer_2"), policies, strict=True):
+        subject = graphcache.compile(
+            getattr(pipe, part), policy, backend="eager", scheduler=scheduler
+        )
+        setattr(pipe, part, subject)
+    generate(pipe)
+    for part, count, policy in zip(
+        (pipe.transformer, pipe.transformer_2), counts, policies, strict=True
+    ):
+        decision = policy.decision
+        assert isinstance(decision, Mask)
+        computed = [
+            record.computed["magcache"]
+            for record in part.cache_stats.steps
+            if record.stream == "cond"
+        ]
+        assert computed == [*decision.computed]
+        assert len(computed) == count
+
+
+def scheduled_for(name: str) -> Any:
+    scheduler = SCHEDULERS[name]()
+    pipe = pipeline(scheduler)
+    generate(pipe)
+    return pipe.scheduler
+
+
+def test_an_expert_with_a_schedule_for_another_number_is_refused() -> None:
+    parts = two_parts(scheduled_for("euler"))
+    count = len(parts[1]["cond"])
+    for wrong in (count - 1, count + 1):
+        pipe = pipeline(SCHEDULERS["euler"]())
+        policy = magcache(ratios_of(wrong), retention=0)
+        pipe.transformer_2 = graphcache.compile(
+            pipe.transformer_2, policy, backend="eager"
+        )
+        with pytest.raises(PolicyError, match=f"for {wrong} steps and the loop has 6"):
+            generate(pipe)
+        assert not pipe.transformer_2.cache_stats.steps
+
+
+def test_a_model_that_sees_all_steps_is_refused_another_number() -> None:
+    """More at once; fewer when its schedule is over, for it may be one of several."""
+    for wrong in (4, 8):
+        pipe = pipeline(SCHEDULERS["euler"]())
+        pipe.register_to_config(boundary_ratio=None)
+        policy = magcache(ratios_of(wrong), retention=0)
+        pipe.transformer = graphcache.compile(pipe.transformer, policy, backend="eager")
+        with pytest.raises(PolicyError, match=f"for {wrong} steps and the loop has 6"):
+            generate(pipe)
+        ran = len(pipe.transformer.cache_stats.steps)
+        assert ran == (0 if wrong > STEPS else 2 * wrong)
 
 
 @cache
