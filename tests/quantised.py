@@ -90,7 +90,8 @@ def inputs(module: Any, seed: int = 1) -> dict[str, Tensor]:
     """Keyword arguments of one call."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(2, 8, WIDTH, generator=generator)
-    dtype = module.time.weight.dtype
+    # An engine has a precision, and no layers.
+    dtype = module.time.weight.dtype if hasattr(module, "time") else module.dtype
     return {"hidden_states": hidden.to(dtype), "timestep": torch.full((2,), 999.0)}
 
 
