@@ -194,7 +194,7 @@ def _weights(interface: Interface, tensors: Tensors) -> Weights:
     """The weights, in the order of the inputs, as `Weights` finds a module's."""
     names = [e.target for e in interface.inputs if e.kind is InputKind.WEIGHT]
     held = {target: tensors[InputKind.WEIGHT, target] for target in names}
-    return Weights((held,) * len(names), tuple(names))
+    return Weights((held,) * len(names), tuple(names), ())
 
 
 def _values(path: Path, record: CaptureRecord, device: torch.device) -> ReadValues:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from graphcache.program import Input, InputKind
+from graphcache.signature import is_lazy, resolved
 
 
 @dataclass(frozen=True)
@@ -18,15 +19,23 @@ class Weights:
 
     Reading them anew costs tens of nanoseconds each and means that a weight that was
     written, moved or replaced is seen.
+
+    Attributes:
+        owners: The tables that hold them.
+        names: Their names there.
+        lazy: Which of them have a negation or conjugation noted on them, which compiled
+            code does not look at.
     """
 
     owners: tuple[dict[str, Any], ...]
     names: tuple[str, ...]
+    lazy: tuple[int, ...]
 
     @staticmethod
     def of(module: nn.Module, inputs: Sequence[Input]) -> Weights:
         """The weights that the inputs name, in their order."""
-        owners, names = [], []
+        owners: list[dict[str, Any]] = []
+        names: list[str] = []
         for entry in inputs:
             if entry.kind is not InputKind.WEIGHT:
                 continue
@@ -36,8 +45,13 @@ class Weights:
                 part._parameters if name in part._parameters else part._buffers
             )
             names.append(name)
-        return Weights(tuple(owners), tuple(names))
+        values: Iterable[Tensor] = map(operator.getitem, owners, names)
+        lazy = tuple(index for index, value in enumerate(values) if is_lazy(value))
+        return Weights(tuple(owners), tuple(names), lazy)
 
     def read(self) -> list[Tensor]:
         """The weights as they are now."""
-        return list(map(operator.getitem, self.owners, self.names))
+        values = list(map(operator.getitem, self.owners, self.names))
+        for index in self.lazy:
+            values[index] = resolved(values[index])
+        return values
