@@ -21,6 +21,7 @@ from graphcache.errors import CaptureError
 
 CallKey = tuple[Hashable, ...]
 _MISSING = inspect.Parameter.empty
+_is_neg, _is_conj = Tensor.is_neg, Tensor.is_conj
 _RETURN_DICT = "return_dict"
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, enum.Enum)
 """Values that are part of a call's key as they are."""
@@ -121,7 +122,7 @@ def _call(
     key: list[Hashable] = []
     for name, value in values.items():
         _flatten(name, value, tensors, paths, key)
-    if resolve and any(map(is_lazy, tensors)):
+    if resolve and (any(map(_is_neg, tensors)) or any(map(_is_conj, tensors))):
         tensors = list(map(resolved, tensors))
     return Call(values, tensors, paths, tuple(key), return_dict)
 
