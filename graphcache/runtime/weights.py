@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,8 +45,13 @@ class Weights:
                 part._parameters if name in part._parameters else part._buffers
             )
             names.append(name)
-        values: Iterable[Tensor] = map(operator.getitem, owners, names)
-        lazy = tuple(index for index, value in enumerate(values) if is_lazy(value))
+        places = enumerate(zip(owners, names, strict=True))
+        lazy = tuple(
+            # A graph of Dynamo's is given its weights, and some are in no table.
+            index
+            for index, (owner, name) in places
+            if name in owner and is_lazy(owner[name])
+        )
         return Weights(tuple(owners), tuple(names), lazy)
 
     def read(self) -> list[Tensor]:
