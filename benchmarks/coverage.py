@@ -252,10 +252,12 @@ def format_table(rows: Sequence[Row], machine: dict[str, Any]) -> str:
 
 def _axes_said(rows: Sequence[Row]) -> str:
     counts = [sum(row.axes.get(axis) == EQUAL for row in rows) for axis in AXES]
+    tried = sum(bool(row.axes) for row in rows)
     return (
         "`also equal`: a second size, batch or text length on the same compiled module "
-        f"gives the module's own bits too: {counts[0]} classes for the size, "
-        f"{counts[1]} for the batch, {counts[2]} for the text. The second call is half "
+        f"gives the module's own bits too. Of the {tried} classes on which that was "
+        f"tried, {counts[0]} for the size, {counts[1]} for the batch and {counts[2]} "
+        "for the text. The second call is half "
         "of the first along that axis (a batch of one is doubled), where the eager "
         "module accepts it; the reasons of the others are below."
     )

@@ -21,6 +21,7 @@ from graphcache.errors import CaptureError
 
 CallKey = tuple[Hashable, ...]
 _MISSING = inspect.Parameter.empty
+_is_neg, _is_conj = Tensor.is_neg, Tensor.is_conj
 _RETURN_DICT = "return_dict"
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, enum.Enum)
 """Values that are part of a call's key as they are."""
@@ -75,8 +76,16 @@ class CallSignature:
         self.names = tuple(self.defaults)
         self.has_return_dict = _RETURN_DICT in self.defaults
 
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    def bind(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, resolve: bool = True
+    ) -> Call:
         """Normalise one call.
+
+        Args:
+            args: Positional arguments.
+            kwargs: Keyword arguments.
+            resolve: Whether to write out negations and conjugations that torch only
+                notes on a tensor, which compiled code does not look at.
 
         Raises:
             TypeError: As Python would, for missing or unknown arguments.
@@ -87,7 +96,7 @@ class CallSignature:
         return_dict = None
         if self.has_return_dict:
             return_dict = bool(values.pop(_RETURN_DICT))
-        return _call(values, return_dict)
+        return _call(values, return_dict, resolve)
 
     def _values(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         values = {
@@ -105,13 +114,27 @@ class CallSignature:
         return values
 
 
-def _call(values: dict[str, Any], return_dict: bool | None) -> Call:
+def _call(
+    values: dict[str, Any], return_dict: bool | None, resolve: bool = True
+) -> Call:
     tensors: list[Tensor] = []
     paths: list[str] = []
     key: list[Hashable] = []
     for name, value in values.items():
         _flatten(name, value, tensors, paths, key)
+    if resolve and (any(map(_is_neg, tensors)) or any(map(_is_conj, tensors))):
+        tensors = list(map(resolved, tensors))
     return Call(values, tensors, paths, tuple(key), return_dict)
+
+
+def is_lazy(tensor: Tensor) -> bool:
+    """Whether a negation or a conjugation is noted on a tensor and not carried out."""
+    return tensor.is_neg() or tensor.is_conj()
+
+
+def resolved(tensor: Tensor) -> Tensor:
+    """The tensor with what is noted on it carried out; itself if nothing is."""
+    return tensor.resolve_conj().resolve_neg() if is_lazy(tensor) else tensor
 
 
 def halved(call: Call, paths: Collection[str]) -> Call:

@@ -35,7 +35,7 @@ from graphcache.capture.weights import QuantisedWeight, quantised_weights
 from graphcache.errors import BackendError
 from graphcache.locking import compiling
 from graphcache.runtime.instances import bare
-from graphcache.signature import Call
+from graphcache.signature import Call, is_lazy, resolved
 
 _DATA = torch._C._autograd._get_data_attr  # type: ignore[attr-defined]
 
@@ -50,6 +50,7 @@ class GraphInputs:
         arguments: Places of the call's tensors, by path.
         call: The traced call, flat, with the arguments that the graph reads.
         held: Tensors that the module holds without having registered them.
+        lazy: Places of tensors with a negation or conjugation noted on them.
     """
 
     bound: tuple[str | int, ...]
@@ -57,6 +58,7 @@ class GraphInputs:
     arguments: Mapping[str, int]
     call: Call
     held: Mapping[str, Tensor]
+    lazy: frozenset[int]
 
     @staticmethod
     def of(graph: fx.Graph, frame: TracedFrame) -> GraphInputs:
@@ -88,8 +90,13 @@ class GraphInputs:
             weights={**weights, **held},
             arguments=arguments,
             call=_flat_call(frame.call, arguments),
+            lazy=frozenset(
+                place
+                for place, value in enumerate(given)
+                if isinstance(value, Tensor) and is_lazy(value)
+            ),
             held={
-                names[id(value)]: value
+                names[id(value)]: resolved(value)
                 for value in given
                 if isinstance(value, Tensor) and names[id(value)] in held
             },
@@ -150,7 +157,7 @@ def _source_in(frame: TracedFrame, node: fx.Node) -> str:
 def _flat_call(call: Call, read: Collection[str]) -> Call:
     """The call as tensors by path, of the arguments that are read, and numbers."""
     pairs = zip(call.paths, call.tensors, strict=True)
-    tensors = {path: tensor for path, tensor in pairs if path in read}
+    tensors = {path: resolved(tensor) for path, tensor in pairs if path in read}
     plain = {k: v for k, v in call.values.items() if isinstance(v, (int, float))}
     return Call(
         values={**plain, **tensors},

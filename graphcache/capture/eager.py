@@ -73,14 +73,17 @@ def version(tensor: Tensor) -> int:
 def buffers_kept(module: nn.Module) -> Iterator[None]:
     """Put the module's buffers back if what happens inside fails.
 
+    A tensor that is an attribute of the module, and no parameter, is like a buffer.
+
     Raises:
         CaptureError: If a buffer was written to in place.
     """
     held = [
-        (path, part._buffers, name, value, value.clone(), version(value))
+        (path, table, name, value, value.clone(), version(value))
         for path, part in module.named_modules()
-        for name, value in part._buffers.items()
-        if value is not None
+        for table in (part._buffers, part.__dict__)
+        for name, value in table.items()
+        if type(value) is Tensor
     ]
     try:
         yield
@@ -95,6 +98,7 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for _, owner, name, value, copied, count in held:
                 owner[name] = value
-                if version(value) != count:
+                # A write through .data is not counted.
+                if version(value) != count or not torch.equal(value, copied):
                     value.copy_(copied)
         raise

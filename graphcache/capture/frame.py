@@ -56,7 +56,9 @@ class TracedFrame:
                 "graphcache.compile, which is compiled already"
             )
         module: nn.Module = args[0]
-        call = CallSignature(module.forward).bind(tuple(args[1:]), kwargs)
+        signature = CallSignature(module.forward)
+        # Dynamo's inputs are told by the identity of the tensors.
+        call = signature.bind(tuple(args[1:]), kwargs, resolve=False)
         source: Source = LocalSource(code.co_varnames[0], is_input=True)
         if not code.co_argcount:
             source = GetItemSource(source, 0)

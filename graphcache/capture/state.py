@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphcache.signature import is_lazy, resolved
+
 _FOREIGN = frozenset((*sys.stdlib_module_names, "torch", "numpy"))
 _CONTAINERS = (dict, list, set, deque)
 
@@ -146,10 +148,21 @@ def shell(module: nn.Module) -> nn.Module:
         state = {k: _moved(v, parts) for k, v in part.__dict__.items()}
         for name in ("_parameters", "_buffers"):
             if name in state:
-                state[name] = copy.copy(state[name])
+                state[name] = _resolved(state[name])
         if parts[id(part)] is not part:
             object.__setattr__(parts[id(part)], "__dict__", state)
     return parts[id(module)]
+
+
+def _resolved(table: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """A copy with tensors as the program is given them."""
+    copied = copy.copy(table)
+    for name, value in table.items():
+        if value is not None and is_lazy(value):
+            made = resolved(value.detach())
+            is_weight = isinstance(value, nn.Parameter)
+            copied[name] = nn.Parameter(made, False) if is_weight else made
+    return copied
 
 
 def _moved(value: Any, parts: dict[int, nn.Module]) -> Any:

@@ -30,7 +30,7 @@ from graphcache.runtime.segment import Route, Segment
 from graphcache.runtime.stepper import Stepper
 from graphcache.runtime.thresholds import Thresholds, thresholds_of
 from graphcache.runtime.weights import Table, Weights
-from graphcache.signature import Call, CallSignature
+from graphcache.signature import Call, CallSignature, resolved
 
 
 @dataclass(frozen=True)
@@ -265,12 +265,19 @@ class CompiledGraph:
         call = inputs.call
         self._places = {path: inputs.arguments[path] for path in call.paths}
         self._paths = call.paths
+        self._lazy = inputs.lazy
         self._key = call.key
         # The tensors of the call that was traced must not be kept.
         self._plain = {k: v for k, v in call.values.items() if k not in self._places}
 
     def __call__(self, *values: Any) -> Any:
         """One call, with the graph's inputs in their order."""
+        if self._lazy:
+            # Dynamo guards on what is noted on a tensor, so these are always the same.
+            values = tuple(
+                resolved(value) if place in self._lazy else value
+                for place, value in enumerate(values)
+            )
         tensors = {path: values[place] for path, place in self._places.items()}
         call = GraphCall(
             values={**self._plain, **tensors},

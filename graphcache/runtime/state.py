@@ -28,6 +28,7 @@ from graphcache.quantised import is_plain, leaves_of, structure
 from graphcache.runtime.code import code_of, library_of
 from graphcache.runtime.instances import INSTANCE_HOOKS
 from graphcache.runtime.polls import Polls
+from graphcache.signature import is_lazy
 
 _ATOMS = frozenset((str, bytes, type(None), type(Ellipsis)))
 _NUMBERS = frozenset((bool, int, float, complex))
@@ -262,7 +263,10 @@ class _Walk:
             self.polls.add_object(weight)
             return structure(weight)
         return type(weight), [
-            (type(leaf), tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device)
+            (
+                *(type(leaf), tuple(leaf.shape), leaf.stride(), leaf.dtype),
+                *(leaf.device, is_lazy(leaf)),
+            )
             for leaf in leaves
         ]
 

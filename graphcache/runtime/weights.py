@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from graphcache.program import Input, InputKind
 from graphcache.quantised import Take, is_plain, scheme_of
+from graphcache.signature import is_lazy, resolved
 
 
 class Within(NamedTuple):
-    """A tensor within a quantised weight, which is read from it at every call.
+    """A tensor that is made from a weight, or found in one, at every call.
 
     Attributes:
         weight: The weight.
@@ -99,9 +100,13 @@ def weights_of(module: nn.Module) -> dict[str, Tensor | Within]:
         for group in (part._parameters, part._buffers):
             for name, weight in group.items():
                 path = f"{prefix}.{name}".lstrip(".")
-                if weight is not None and is_plain(weight):
-                    found[path] = weight
-                elif weight is not None:
+                if weight is None:
+                    continue
+                if is_plain(weight):
+                    # Compiled code does not look at a negation that is only noted.
+                    lazy = is_lazy(weight)
+                    found[path] = Within(weight, resolved) if lazy else weight
+                else:
                     takes = scheme_of(weight, path).takes(weight, part)
                     found |= {
                         f"{path}.{n}": Within(weight, t) for n, t in takes.items()

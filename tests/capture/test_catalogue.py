@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import PyramidAttentionBroadcastConfig
 from torch import Tensor, nn
 
 import graphcache
@@ -74,3 +75,42 @@ def outputs(module: nn.Module, given: dict[str, Any]) -> Any:
     with torch.no_grad():
         output = module(**given)
     return tuple(output.values()) if isinstance(output, dict) else output
+
+
+def reference_pass(seed: int) -> dict[str, Any]:
+    """The pass over the reference that fills the cache of keys and values."""
+    rng = torch.Generator().manual_seed(seed)
+    given = inputs("WanAnimate2Transformer3DModel")
+    return {
+        **{k: v for k, v in given.items() if k.startswith("encoder")},
+        "hidden_states": [torch.randn(4, 2, 4, 4, generator=rng)],
+        "timestep": torch.tensor([1.0]),
+        "condition_latents": [torch.randn(8, 2, 4, 4, generator=rng)],
+        "kv_cache": type(given["kv_cache"])(2),
+        "kv_cache_mode": "extract",
+        "seq_len": 8,
+        "offset_grid_sizes": torch.tensor([[2, 2, 2]]),
+        "return_dict": False,
+    }
+
+
+def test_keys_and_values_are_put_into_the_cache_that_is_given() -> None:
+    entry = ENTRIES["WanAnimate2Transformer3DModel"]
+    subject = graphcache.compile(build(entry), never_reuse(), backend="eager")
+    reference = build(entry)
+    for seed in (1, 2):
+        left, right = reference_pass(seed), reference_pass(seed)
+        assert equal(outputs(subject, left), outputs(reference, right))
+        layers = (given["kv_cache"].layer_caches for given in (left, right))
+        for ours, theirs in zip(*layers, strict=True):
+            assert equal(vars(ours), vars(theirs))
+            assert ours.key is not None
+    assert subject.cache_stats.captures == 1
+
+
+def test_self_attention_that_is_built_as_cross_is_broadcast() -> None:
+    entry = ENTRIES["OmniGenTransformer2DModel"]
+    config = PyramidAttentionBroadcastConfig(spatial_attention_block_skip_range=2)
+    program = graphcache.trace(build(entry), config, **inputs(entry.name))
+    assert len(program.gates) == 2
+    assert all(program.region(gate.region).declares_cross for gate in program.gates)
