@@ -45,9 +45,15 @@ class Listener(Protocol):
 
 
 class _Heard(threading.local):
-    """The context that the calling thread is in."""
+    """The context that the calling thread is in.
+
+    Attributes:
+        context: It.
+        guessed: Whether it may be another thread's.
+    """
 
     context: StepContext | None = None
+    guessed: bool = False
 
 
 class _Contexts(StateManager):
@@ -62,7 +68,7 @@ class _Contexts(StateManager):
         """Take the context that is entered; None for the one that is left."""
         super().set_context(context)
         heard = None if context is None else StepContext(**vars(context))
-        self.heard.context = heard
+        self.heard.context, self.heard.guessed = heard, False
         for listener in [*self.listeners]:
             listener.hear(heard)
 
@@ -102,21 +108,20 @@ def listen(module: nn.Module, listener: Listener) -> bool:
     """
     if not isinstance(module, CacheMixin):
         return False
-    guessed = False
     registry: Any = HookRegistry.check_if_exists_or_initialize(module)
     ear = registry.get_hook(LISTENER)
     if ear is None:
         ear = _Ear()
         found = ear.contexts.heard.context = entered(module)
-        guessed = found is not None and threading.active_count() > 1
+        several = threading.active_count() > 1
+        ear.contexts.heard.guessed = found is not None and several
         registry.hooks[LISTENER] = ear
         # A hook that is removed gives its forward to the one behind it: ours is first.
         registry._hook_order.insert(0, LISTENER)
         registry._fn_refs.insert(0, ear.fn_ref)
     ear.listeners.add(listener)
     listener.hear(ear.contexts.heard.context)
-    if guessed:
-        ear.contexts.heard.context = None
+    guessed: bool = ear.contexts.heard.guessed
     return guessed
 
 
