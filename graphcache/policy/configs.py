@@ -97,6 +97,8 @@ def load_config(path: str | os.PathLike[str]) -> Any:
         return config_from_dict(data)
     except PolicyError as error:
         raise PolicyError(f"{file}: {error}") from error
+    except RecursionError as error:
+        raise PolicyError(f"{file}: an alias stands in what it names") from error
 
 
 def save_config(config: object, path: str | os.PathLike[str]) -> None:
@@ -145,8 +147,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _from_yaml(text: str) -> Any:
     nodes = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    seen: set[int] = set()
     while nodes:
         node = nodes.pop()
+        if id(node) in seen:
+            # An alias, maybe of what it stands in.
+            continue
+        seen.add(id(node))
         if isinstance(node, yaml.SequenceNode):
             nodes += node.value
         elif isinstance(node, yaml.MappingNode):

@@ -421,6 +421,7 @@ def test_faults_are_named(data: Any, message: str) -> None:
         ("p.yaml", "method: fora\nintervall: 2", "p.yaml: config: fora has no"),
         ("p.json", '{"method": "fora", "method": "pab"}', "'method' is given twice"),
         ("p.yaml", "- {a: 1}\n- {b: {c: 1, c: 2}}", "'c' is given twice"),
+        ("p.yaml", "&a [*a]", "p.yaml: an alias stands in what it names"),
         ("p.yaml", "a: 1\n---\nb: 1", "cannot be read.*a single document"),
         ("none.json", None, "none.json cannot be read: .*No such file"),
     ],
