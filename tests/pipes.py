@@ -112,7 +112,6 @@ class TinyPipe(diffusers.DiffusionPipeline):  # type: ignore[misc]
     """The smallest pipeline: a loop, in two parts if there are two transformers."""
 
     _optional_components = ("transformer_2",)
-    model_cpu_offload_seq = "transformer->transformer_2"
 
     def __init__(
         self, transformer: Any, scheduler: Any, transformer_2: Any = None

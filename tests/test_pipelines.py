@@ -362,7 +362,7 @@ def test_a_pipeline_that_is_offloaded_before(monkeypatch: pytest.MonkeyPatch) ->
 
     After every generation the pipeline removes them and puts them on anew.
     """
-    pipe = tiny_pipe(2)
+    pipe = wan()
     expected = draw(pipe)
     seen: list[Any] = []
     moved = CpuOffload.pre_forward
