@@ -13,14 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.backends import cuda
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-
-_FLAGS: tuple[Callable[[], bool], ...] = (
-    torch.backends.cuda.flash_sdp_enabled,
-    torch.backends.cuda.mem_efficient_sdp_enabled,
-    torch.backends.cuda.cudnn_sdp_enabled,
-)
 
 
 class PinnedKernels(TorchFunctionMode):
@@ -43,7 +38,11 @@ class PinnedKernels(TorchFunctionMode):
 
 def only_mathematics() -> bool:
     """Whether torch may choose no other form of attention than the mathematical one."""
-    return not any(enabled() for enabled in _FLAGS)
+    return not (
+        cuda.flash_sdp_enabled()
+        or cuda.mem_efficient_sdp_enabled()
+        or cuda.cudnn_sdp_enabled()
+    )
 
 
 def _mathematical(
