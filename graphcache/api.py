@@ -206,6 +206,11 @@ def refuse_compiled(module: nn.Module) -> None:
     Raises:
         CaptureError: With what to pass instead.
     """
+    if is_pipeline(module):
+        raise CaptureError(
+            f"{type(module).__name__} is a pipeline: pass its transformer, "
+            "pipe.transformer"
+        )
     if not isinstance(module, nn.Module):
         raise CaptureError(
             f"{type(module).__name__} is no nn.Module, and no pipeline of diffusers"

@@ -17,6 +17,11 @@ from torch.backends import cuda
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+# Untyped in torch.
+_flash: Callable[[], bool] = cuda.flash_sdp_enabled
+_memory_efficient: Callable[[], bool] = cuda.mem_efficient_sdp_enabled
+_cudnn: Callable[[], bool] = cuda.cudnn_sdp_enabled
+
 
 class PinnedKernels(TorchFunctionMode):
     """Replaces an attention for which no other kernel than mathematics is allowed."""
@@ -38,11 +43,7 @@ class PinnedKernels(TorchFunctionMode):
 
 def only_mathematics() -> bool:
     """Whether torch may choose no other form of attention than the mathematical one."""
-    return not (
-        cuda.flash_sdp_enabled()
-        or cuda.mem_efficient_sdp_enabled()
-        or cuda.cudnn_sdp_enabled()
-    )
+    return not (_flash() or _memory_efficient() or _cudnn())
 
 
 def _mathematical(

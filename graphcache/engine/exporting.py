@@ -31,9 +31,7 @@ from graphcache.program import InputKind, Program, Stage
 from graphcache.runtime.bar import progress_bar
 from graphcache.runtime.module import CompiledModule
 from graphcache.runtime.runner import Runner
-from graphcache.runtime.streams import Stream
 from graphcache.runtime.weights import Weights, weights_of
-from graphcache.signature import Call
 
 
 def export(
@@ -83,30 +81,16 @@ def _runner(compiled: nn.Module) -> Runner:
     runner = getattr(compiled, "_graphcache_runner", None)
     if not isinstance(compiled, CompiledModule) or not isinstance(runner, Runner):
         raise EngineError(
-            f"{type(compiled).__name__} was not compiled: export takes what "
-            "graphcache.compile returns"
+            f"{type(compiled).__name__} was not compiled: export takes a module that "
+            "graphcache.compile has compiled, such as pipe.transformer"
         )
-    _look(runner)
+    runner.refresh()
     if not runner.loops:
         raise EngineError(
             "nothing was captured yet of the module as it is, so that no shapes are "
             "known: call it once, or pass compile(example_inputs=...)"
         )
     return runner
-
-
-def _look(runner: Runner) -> None:
-    """Look at the module as at the first call of a generation.
-
-    What was captured of one that has changed since is forgotten.
-
-    Raises:
-        CaptureError: If it is in training mode, or hooked.
-    """
-    call = Call(values={}, tensors=[], paths=[], key=(), return_dict=None)
-    with torch.no_grad():
-        runner.prepare_call(call)
-        runner.begin(Stream("export"))
 
 
 def _plans(runner: Runner, lowering: str | None, form: Format) -> list[Plan]:

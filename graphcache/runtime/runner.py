@@ -107,6 +107,16 @@ class Runner(Stepper):
             self._look()
         return super().step(call)
 
+    def refresh(self) -> None:
+        """Look at the module as it is now, as at the first call of a generation.
+
+        Raises:
+            CaptureError: If it is in training mode, or hooked.
+        """
+        self._refuse_training()
+        if self._polls.changed() or self._polls.retyped():
+            self._look()
+
     def begin(self, stream: Stream) -> None:
         """Look at the types of all weights where a stream begins."""
         if stream.index == 0 and self._polls.retyped():
