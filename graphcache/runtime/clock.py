@@ -201,7 +201,11 @@ class Clock:
     def _follow(self, schedule: Schedule, own: Own) -> None:
         """Look whether the scheduler begins a generation, and whether it is ours."""
         doubted = self.sources.contested() or schedule.given_up
+        before = schedule.source
         began = schedule.refresh()
+        if schedule.source is not before:
+            # In the midst of a loop, another thread's may have begun.
+            doubted |= any(stream.is_amid for stream in self.streams.values())
         if doubted and schedule.followed and schedule.counts:
             schedule.counted(lambda: own().value)
             if schedule.differs(own().value):

@@ -87,6 +87,11 @@ class Schedule:
         """How many calls a loop over all of it makes."""
         return len(self._values)
 
+    @property
+    def source(self) -> Any:
+        """The scheduler's own timesteps, which each generation makes anew."""
+        return self._source
+
     def refresh(self) -> bool:
         """Read the timesteps if they were made anew; whether a generation began."""
         scheduler = self._current()

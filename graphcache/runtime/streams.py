@@ -96,6 +96,11 @@ class Stream:
         """The buffers, as they are while another thread may replace them."""
         return [*self.buffers.copy().values()]
 
+    @property
+    def is_amid(self) -> bool:
+        """Whether its loop has begun and is not known to be over."""
+        return self.index > 0 and (self.count is None or self.index < self.count)
+
     def reset(self) -> None:
         """Forget the state; the next call computes."""
         self.let_go()
