@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -37,13 +37,13 @@ from graphcache.capture.labels import (
     spreads,
 )
 from graphcache.capture.outputs import OutputTree, take_tensors
-from graphcache.capture.state import kept, shell
+from graphcache.capture.state import State, kept, shell
 from graphcache.capture.weights import QuantisedWeight, quantised_weights
 from graphcache.capture.writes import Write
 from graphcache.errors import CaptureError, VerifyError
 from graphcache.locking import compiling
 from graphcache.runtime.instances import bare
-from graphcache.signature import Call
+from graphcache.signature import Call, with_tensors
 from graphcache.spec import verify
 
 __all__ = [
@@ -103,11 +103,28 @@ def capture(module: nn.Module, call: Call) -> Capture:
         kept(module, always=False),
         buffers_kept(module),
     ):
+        before = State(plain)
         named, writes = call_eager(plain, call)
+        if before.changes():
+            # What the first call works out, and a call at another step does not change,
+            # is no state.
+            before = State(plain)
+            call_eager(plain, _another_step(call))
+            refuse_writes(before.changes())
         traced = _best_trace(shell(plain), call)
     _check_alike(module, traced.output, named)
     _check_writes(module, traced.writes, writes)
     return Capture(traced.program, traced.output, named, traced.read, traced.writes)
+
+
+def _another_step(call: Call) -> Call:
+    """The call with other latents, and with another timestep if it is no index."""
+    unknown = changing(dict(zip(call.paths, call.tensors, strict=True)))
+    tensors = [
+        tensor * 0.5 if path in unknown and tensor.is_floating_point() else tensor
+        for path, tensor in zip(call.paths, call.tensors, strict=True)
+    ]
+    return replace(call, values=with_tensors(call, tensors), tensors=tensors)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -20,9 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphcache.signature import is_lazy, resolved
+from graphcache.signature import PLAIN, is_lazy, resolved
 
 _FOREIGN = frozenset((*sys.stdlib_module_names, "torch", "numpy"))
+_TABLES = re.compile(r"_(?:parameters|buffers|modules)\.")
 _CONTAINERS = (dict, list, set, deque)
 
 
@@ -31,17 +33,31 @@ class _Held:
     """A container, and what was in it.
 
     Attributes:
+        path: Where it was found first.
         owner: The container: a dict, list, set or deque.
         items: Its entries; of a dict, its pairs.
     """
 
+    path: str
     owner: Any
     items: tuple[Any, ...]
 
     @staticmethod
-    def of(owner: Any) -> _Held:
+    def of(path: str, owner: Any) -> _Held:
         """What a container holds now."""
-        return _Held(owner, tuple(_entries(owner)))
+        return _Held(path, owner, tuple(_entries(owner)))
+
+    def changed(self) -> str | None:
+        """Where it holds something else than it did; None if it does not."""
+        items = tuple(_entries(self.owner))
+        if _alike(self.items, items):
+            return None
+        if isinstance(self.owner, dict):
+            before = dict(self.items)
+            for name, value in items:
+                if name not in before or not _is_alike(before[name], value):
+                    return f"{self.path}.{name}".lstrip(".")
+        return self.path
 
     def put_back(self) -> None:
         """Make the container hold what it did, in the same order."""
@@ -66,6 +82,26 @@ def _same(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
     )
 
 
+def _alike(left: tuple[Any, ...], right: tuple[Any, ...]) -> bool:
+    """Whether both hold the same objects, or equal tensors and plain values."""
+    return len(left) == len(right) and all(map(_is_alike, left, right))
+
+
+def _is_alike(left: Any, right: Any) -> bool:
+    if left is right:
+        return True
+    if type(left) is not type(right):
+        return False
+    if type(left) in (tuple, list):
+        return _alike(tuple(left), tuple(right))
+    if type(left) is dict:
+        return _alike(tuple(left.items()), tuple(right.items()))
+    if isinstance(left, Tensor):
+        same_type = (left.shape, left.dtype) == (right.shape, right.dtype)
+        return same_type and left.device == right.device and torch.equal(left, right)
+    return isinstance(left, PLAIN) and bool(left == right)
+
+
 class State:
     """Everything that a module holds in Python: of its parts and of plain objects.
 
@@ -79,26 +115,35 @@ class State:
     def __init__(self, module: nn.Module) -> None:
         self._held: list[_Held] = []
         self._seen: set[int] = set()
-        for part in module.modules():
-            self._look(part.__dict__)
+        for path, part in module.named_modules():
+            self._look(path, part.__dict__)
+
+    def changes(self) -> list[str]:
+        """Where something else is held now than when this was made."""
+        found = (held.changed() for held in self._held)
+        names = {_TABLES.sub("", path) for path in found if path is not None}
+        return sorted(names)
 
     def put_back(self) -> None:
         """Make every container and object hold what it did."""
         for held in self._held:
             held.put_back()
 
-    def _look(self, root: Any) -> None:
-        waiting = [root]
+    def _look(self, path: str, root: Any) -> None:
+        waiting = [(path, root)]
         while waiting:
-            value = waiting.pop()
+            path, value = waiting.pop()
             owner = vars(value) if _is_object(value) else value
             if not isinstance(owner, (*_CONTAINERS, tuple)) or id(owner) in self._seen:
                 continue
             self._seen.add(id(owner))
             # The container is kept alive, so that no other one takes its identity.
-            held = _Held.of(owner)
+            held = _Held.of(path, owner)
             self._held.append(held)
-            waiting.extend(owner.values() if isinstance(owner, dict) else held.items)
+            inside = owner if isinstance(owner, dict) else dict(enumerate(held.items))
+            waiting.extend(
+                (f"{path}.{name}".lstrip("."), item) for name, item in inside.items()
+            )
 
 
 def _is_object(value: Any) -> bool:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from graphcache import CaptureError
+from graphcache.capture import capture
+from graphcache.signature import CallSignature
 from tests.capture.running import captured, equal, run
 
 SHAPES = logging.getLogger("torch.fx.experimental.symbolic_shapes")
@@ -238,3 +240,66 @@ def test_a_shape_that_depends_on_data_can_be_returned() -> None:
     found = captured(module, X)
     for given in (X["x"], X["x"] + 10):
         assert equal(run(found, module, {"x": given}), module(given))
+
+
+class Remembering:
+    """A processor that keeps something of every call."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.maps: dict[str, Tensor] = {}
+        self.seen: list[Tensor] = []
+        self.calls = 0
+        self.table: list[Tensor] = []
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Keep it, and give the hidden state back."""
+        if self.what == "bank":
+            self.bank = hidden
+        elif self.what == "maps":
+            self.maps["hidden"] = hidden
+        elif self.what == "seen":
+            self.seen.append(hidden)
+        elif self.what == "calls":
+            self.calls += 1
+        elif self.what == "table":
+            # Made anew at every call, and always the same.
+            self.table = [torch.ones(3)]
+        elif self.what == "size":
+            self.size = float(hidden.shape[0]) ** -0.5
+        return hidden
+
+
+class Remembers(nn.Module):
+    """Holds a processor."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.processor = Remembering(what)
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
+        """f32[b, 3] to f32[b, 3]."""
+        return self.processor(self.linear(hidden_states))
+
+
+def _remembers(what: str) -> tuple[Any, dict[str, Tensor]]:
+    inputs = {"hidden_states": torch.ones(2, 3), "timestep": torch.tensor([5.0])}
+    return Remembers(what).eval().requires_grad_(False), inputs
+
+
+@pytest.mark.parametrize("what", ["bank", "maps", "seen", "calls"])
+def test_what_a_forward_keeps_of_each_call_is_refused(what: str) -> None:
+    module, inputs = _remembers(what)
+    call = CallSignature(module.forward).bind((), inputs)
+    with pytest.raises(CaptureError, match=rf"writes to processor\.{what}"):
+        capture(module, call)
+    kept = module.processor
+    assert (kept.maps, kept.seen, kept.calls) == ({}, [], 0)
+    assert not hasattr(kept, "bank")
+
+
+@pytest.mark.parametrize("what", ["table", "size"])
+def test_what_it_works_out_again_alike_is_no_state(what: str) -> None:
+    module, inputs = _remembers(what)
+    capture(module, CallSignature(module.forward).bind((), inputs))
