@@ -73,6 +73,7 @@ class _CodeWalk:
         self._classes: dict[type, set[str]] = {}
         self._names: set[str] = set()
         self._dicts: set[int] = set()
+        self._files: dict[int, set[str]] = {}
         self._functions: set[types.CodeType] = set()
         self._waiting: list[types.FunctionType] = []
 
@@ -109,6 +110,13 @@ class _CodeWalk:
     def _note(self, owner: str, name: str, base: type) -> None:
         value = vars(base)[name]
         self._write(owner, name, value)
+        if isinstance(value, dict):
+            # A table of a class can be reached from its objects.
+            self._polls.add_dict(value)
+            self._write_items(owner, name, value.items())
+        elif isinstance(value, list):
+            self._polls.add_list(value)
+            self._write_items(owner, name, enumerate(value))
         for function in _functions_in(value):
             self._add(function)
 
@@ -125,6 +133,26 @@ class _CodeWalk:
                 self._add(found)
             if isinstance(value, type) and not _is_foreign(value):
                 self.add_class(value)
+            if isinstance(value, types.ModuleType):
+                self._members(value, names)
+
+    def _members(self, module: types.ModuleType, names: set[str]) -> None:
+        """Follow the names that a function may ask a file for, as ``file.name``."""
+        if module.__name__.partition(".")[0] in sys.stdlib_module_names:
+            return
+        scope = vars(module)
+        seen = self._files.setdefault(id(scope), set())
+        new, owner = (names & scope.keys()) - seen, module.__name__
+        seen |= new
+        if new:
+            self._poll(scope)
+        for name in new:
+            value = scope[name]
+            self._write(owner, name, value)
+            for found in _functions_in(value):
+                self._add(found)
+            if isinstance(value, types.ModuleType):
+                self._members(value, names)
 
     def _add(self, function: types.FunctionType) -> None:
         if function.__module__ is None:
@@ -138,6 +166,12 @@ class _CodeWalk:
         else:
             self.kept.append(value)
             self.structure[owner, name] = "is", id(value)
+
+    def _write_items(
+        self, owner: str, name: str, items: Iterable[tuple[Any, Any]]
+    ) -> None:
+        for key, value in items:
+            self._write(f"{owner}.{name}", str(key), value)
 
     def _poll(self, entries: dict[Any, Any] | None) -> None:
         if entries is not None and id(entries) not in self._dicts:
@@ -169,6 +203,9 @@ def _functions_in(value: Any) -> Iterator[types.FunctionType]:
     if isinstance(value, property):
         value = value.fget
     value = getattr(value, "__func__", value)
+    wrapped = getattr(value, "__wrapped__", None)
+    if wrapped is not None and not isinstance(value, types.FunctionType):
+        yield from _functions_in(wrapped)
     if not isinstance(value, types.FunctionType):
         return
     yield value

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as _hooks
 
 from graphcache.capture.eager import version
 from graphcache.capture.kernels import only_mathematics
@@ -36,6 +37,8 @@ _IDENTITIES = (
     *(type, types.ModuleType, types.BuiltinFunctionType, enum.Enum, torch.dtype),
     *(torch.device, torch.layout, torch.memory_format, torch.Generator),
 )
+_CONTAINERS = frozenset((list, tuple, set, frozenset, deque))
+_SMALL = 1 << 16
 _OPAQUE = frozenset((*sys.stdlib_module_names, "torch", "numpy"))
 """Libraries whose objects are not looked into."""
 _PLUMBING = frozenset(nn.Module().__dict__) - {"training"}
@@ -71,9 +74,8 @@ def state_of(module: nn.Module) -> tuple[ModuleState, Polls]:
     structure = walk.visit(module)
     code = code_of(walk.classes, walk.polls)
     kept = [*walk.kept, *code.kept]
-    # A setting of torch's that changes what is traced.
-    walk.polls.add_call(only_mathematics)
-    known = structure, code.structure, only_mathematics()
+    walk.polls.add_call(_ambient)
+    known = structure, code.structure, _ambient()
     return ModuleState(known, kept), walk.polls.seal()
 
 
@@ -103,8 +105,8 @@ class _Walk:
         if kind in _ATOMS:
             return value
         if kind in _NUMBERS:
-            # One, True and 1.0 are equal; a NaN is not equal to itself.
-            return kind, value if value == value else repr(value)
+            # One, True and 1.0 are equal, as 0.0 and -0.0 are; a NaN is not to itself.
+            return kind, value if value and value == value else repr(value)
         if isinstance(value, nn.Module):
             return self._once(value) or self._module(kind, value)
         if id(value) not in self._known:
@@ -129,8 +131,14 @@ class _Walk:
             return self._constant(value)
         if isinstance(value, _IDENTITIES):
             return self._identity(value)
+        if isinstance(value, (int, float, complex, str, bytes)):
+            self.classes[kind] = None
+            return kind, _plain(value), self._attributes(value)
         if isinstance(value, _FUNCTIONS):
             return self._function(value)
+        if _is_array(kind) and value.nbytes <= _SMALL:
+            self.polls.add_call(value.tobytes)
+            return kind, str(value.dtype), value.shape, value.tobytes()
         if isinstance(value, dict):
             self.polls.add_dict(value)
             return kind, self._entries(value), self._attributes(value)
@@ -160,10 +168,15 @@ class _Walk:
             self.polls.add_list(value)  # type: ignore[arg-type]
         if isinstance(value, set):
             self.polls.add_set(value)
+        own = None
+        if kind not in _CONTAINERS:
+            self.classes[kind] = None
+            own = self._attributes(value)
         if isinstance(value, (set, frozenset)):
             self.kept.extend(value)
-            return kind, frozenset(value)
-        return kind, [self.visit(item) for item in value]
+            inside = [self.visit(item) for item in sorted(value, key=id)]
+            return kind, frozenset(value), inside, own
+        return kind, [self.visit(item) for item in value], own
 
     def _attributes(self, value: Any) -> Any:
         attributes = getattr(value, "__dict__", None)
@@ -269,6 +282,28 @@ class _Walk:
             )
             for leaf in leaves
         ]
+
+
+def _plain(value: Any) -> Any:
+    """The value of an object of a subclass of a number's or a text's class."""
+    bases: tuple[type[Any], ...] = (int, float, complex, str, bytes)
+    return repr(next(base(value) for base in bases if isinstance(value, base)))
+
+
+def _is_array(kind: type) -> bool:
+    """Whether it is numpy's array, asked without importing numpy."""
+    return (kind.__module__, kind.__name__) == ("numpy", "ndarray")
+
+
+def _ambient() -> tuple[Any, ...]:
+    """Settings of torch's that change what is traced."""
+    return (
+        only_mathematics(),
+        torch.get_default_dtype(),
+        torch._C._len_torch_function_stack(),
+        len(_hooks._global_forward_hooks),
+        len(_hooks._global_forward_pre_hooks),
+    )
 
 
 def _names(slots: Any) -> tuple[str, ...]:

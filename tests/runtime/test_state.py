@@ -11,17 +11,20 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import graphcache
 from graphcache import CaptureError
 from graphcache.runtime.state import state_of
 from tests.models import TinyTransformer, run_loop, same, tiny_inputs
 from tests.zoo import ZOO, first_inputs, make
+from tests.zoo import models as helpers
 
 BOOST = 1.0
 
@@ -29,6 +32,17 @@ BOOST = 1.0
 def scaled(hidden: Tensor, factor: float) -> Tensor:
     """A function of the file, found by its name."""
     return hidden * factor * BOOST
+
+
+@functools.lru_cache
+def remembered(factor: float) -> float:
+    """A function behind a cache."""
+    return factor * BOOST
+
+
+def helped(hidden: Tensor) -> Tensor:
+    """Goes through another file's functions, and torch's own."""
+    return helpers.randn(None, 1).shape[0] * functional.relu(hidden) + remembered(1.0)
 
 
 def _adding(amount: float) -> Callable[[Tensor], Tensor]:
@@ -42,6 +56,7 @@ class Processor:
     """A plain object that the forward calls."""
 
     flavour = 1.0
+    options: ClassVar[dict[str, float]] = {"shift": 0.0}
 
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = scale
@@ -51,7 +66,7 @@ class Processor:
         return self._scaled(hidden) * self.flavour
 
     def _scaled(self, hidden: Tensor) -> Tensor:
-        return hidden * self.scale
+        return hidden * self.scale + self.options["shift"]
 
 
 class Other(Processor):
@@ -66,6 +81,23 @@ class Slotted:
     """An object without a dict."""
 
     __slots__ = ("scale",)
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+
+class Factor(float):
+    """A number of a class of its own."""
+
+
+class Named(list[float]):
+    """A list that has an attribute."""
+
+    factor = 1.0
+
+
+class Point:
+    """An object that is held in a set."""
 
     def __init__(self) -> None:
         self.scale = 1.0
@@ -95,6 +127,10 @@ class Rich(TinyTransformer):
         self.queue = deque([1.0])
         self.slotted = Slotted()
         self.outside = [Extra()]
+        self.factor = Factor(1.0)
+        self.named = Named([1.0])
+        self.points = {Point()}
+        self.array = np.ones(1)
         self.function = _adding(0.5)
         self.partial = functools.partial(scaled, factor=1.5)
         self.optional: nn.Module | None = nn.Linear(8, 8)
@@ -117,6 +153,9 @@ class Rich(TinyTransformer):
             hidden = hidden * 2
         hidden = hidden + self.tensors[0] + self.outside[0].bias
         hidden = hidden * self.queue[0] * self.slotted.scale
+        hidden = hidden * self.factor * self.named.factor * self.named[0]
+        hidden = hidden * next(iter(self.points)).scale * float(self.array[0])
+        hidden = helped(hidden)
         hidden = scaled(self.partial(self.function(hidden)), 1.25)
         if self.optional is not None:
             hidden = self.optional(hidden)
@@ -175,6 +214,15 @@ CHANGES: dict[str, Callable[[Rich], Any]] = {
     "weight of a module in a list": lambda m: m.outside[0].bias.fill_(2.0),
     "module in a list": lambda m: m.outside.__setitem__(
         0, Extra().requires_grad_(False)
+    ),
+    "number of a class of its own": _set("factor", Factor(2.0)),
+    "attribute of a list": _set("named.factor", 3.0),
+    "attribute of an object in a set": lambda m: setattr(
+        next(iter(m.points)), "scale", 3.0
+    ),
+    "array": lambda m: m.array.__setitem__(0, 4.0),
+    "table of a class": lambda m: Processor.options.update(
+        shift=Processor.options["shift"] + 1.0
     ),
     "another closure": _set("function", _adding(0.75)),
     "another partial": _set("partial", functools.partial(scaled, factor=0.5)),
@@ -348,6 +396,8 @@ PATCHES: dict[str, tuple[Any, str, Any]] = {
     "attribute of a class": (Processor, "flavour", 3.0),
     "number of a file": (None, "BOOST", 2.0),
     "function of a file": (None, "scaled", lambda hidden, factor: hidden - factor),
+    "function of another file": (helpers, "randn", lambda _, n: torch.zeros(3, n)),
+    "function of torch": (functional, "relu", torch.sigmoid),
 }
 
 
@@ -368,6 +418,19 @@ def globals_of_this_file() -> Any:
     import tests.runtime.test_state as here
 
     return here
+
+
+def test_a_default_of_torch_is_part_of_the_state() -> None:
+    module = rich()
+    before, polls = state_of(module)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert polls.changed()
+        assert not state_of(module)[0].same(before)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert not polls.changed()
+    assert state_of(module)[0].same(before)
 
 
 def test_nothing_is_looked_at_twice_for_nothing() -> None:
