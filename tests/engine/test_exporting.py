@@ -92,6 +92,16 @@ def test_a_module_that_has_changed_since(tmp_path: Path) -> None:
         export(subject, tmp_path / "engine", backend="memory")
 
 
+def test_a_state_that_came_back(tmp_path: Path) -> None:
+    """The engine is of the module as it is, whatever was captured last."""
+    subject = graphcache.compile(tiny(), STATIC, backend="eager")
+    wanted = run_loop(subject, 4)
+    subject.gain = 3.0
+    run_loop(subject, 4)
+    subject.gain = 1.0
+    assert same(run_loop(engine_of(subject, tmp_path), 4), wanted)
+
+
 def test_a_module_that_was_called(tmp_path: Path) -> None:
     subject = graphcache.compile(tiny(), STATIC, backend="eager")
     wanted = run_loop(subject, 4)
