@@ -95,9 +95,12 @@ Config = Annotated[
 ]
 Batch = Annotated[
     int | None,
-    typer.Option(min=1, help="Clips in one call, for a transformer alone; 2."),
+    typer.Option(
+        min=1,
+        help="Rows of one call of a transformer alone, two a clip with guidance; 2.",
+    ),
 ]
-Device = Annotated[str, typer.Option(help="The device to run it.")]
+Device = Annotated[str, typer.Option(help="The device to compile for.")]
 FOLDER = "Folder of a pipeline, or of a CogVideoX transformer."
 
 
@@ -131,7 +134,7 @@ def inspect(
         str | None, typer.Option(help="The precision, such as bfloat16.")
     ] = None,
 ) -> None:
-    """Print what would be cached: by Pyramid Attention Broadcast (--spatial 2)."""
+    """Print what would be cached, by default at every 2nd step by Pyramid Attention."""
     request = Request(tuple(prompt or ()), height, width, frames, steps, guidance, seed)
     with _errors():
         chosen = _chosen(method, config, (spatial, temporal, cross), window)
