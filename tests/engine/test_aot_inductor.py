@@ -139,7 +139,7 @@ def test_the_weights_are_in_memory_once(wide: tuple[Path, Any]) -> None:
     for good in engine._graphcache_runner.loops:
         for segment in good.loop.routes.values():
             weights: Any = segment.weights  # type: ignore[union-attr]
-            for name, weight in zip(weights.names, weights.read(), strict=True):
+            for name, weight in zip(weights.targets, weights.read(), strict=True):
                 places.setdefault(name, set()).add(weight.data_ptr())
     assert all(len(found) == 1 for found in places.values())
     assert len(places) == 36
