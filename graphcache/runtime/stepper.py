@@ -72,9 +72,6 @@ class Stepper(ABC):
     def find(self, call: Call) -> Loop:
         """The loop that is good for a call."""
 
-    def prepare_call(self, call: Call) -> None:  # noqa: B027
-        """What is to be checked before a call; nothing by default."""
-
     def begin(self, stream: Stream) -> None:  # noqa: B027
         """What is to be done once the step is known; nothing by default."""
 
@@ -123,7 +120,6 @@ class Stepper(ABC):
 
     def step(self, call: Call) -> Any:
         """One step; whoever calls this resets if it raises."""
-        self.prepare_call(call)
         _refuse_autocast(call)
         stream = self.clock.tick(
             _timestep(call),
