@@ -25,7 +25,10 @@ def controls(name: str, module: Any, seed: int) -> dict[str, Any]:
     return {"controlnet_block_samples": samples}
 
 
-@pytest.mark.parametrize("name", ["flux", "sd3", "qwenimage"])
+LARGE = [pytest.param(name, marks=pytest.mark.large) for name in ("flux", "qwenimage")]
+
+
+@pytest.mark.parametrize("name", ["sd3", *LARGE])
 def test_residuals_of_a_controlnet_are_arguments(name: str) -> None:
     module, reference = make(ZOO[name]), make(ZOO[name])
     subject = graphcache.compile(module, never_reuse(), backend="eager")

@@ -173,7 +173,10 @@ def test_a_shell_has_the_tensors_and_objects_and_other_tables() -> None:
     assert not hasattr(module.attn.to_k, "extra")
 
 
-@pytest.mark.parametrize("name", ["flux", "wan", "cogvideox"])
+LARGE = [pytest.param(name, marks=pytest.mark.large) for name in ("flux", "wan")]
+
+
+@pytest.mark.parametrize("name", ["cogvideox", *LARGE])
 def test_an_adapter_of_peft_behind_both_doors(name: str) -> None:
     tiny = ZOO[name]
 
