@@ -11,7 +11,7 @@ import enum
 import inspect
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -206,7 +206,9 @@ def rebuilt(
         copied = copy.copy(value)
         copied.update(zip(value, items, strict=True))
         return copied
-    made = object.__new__(type(value))
+    kind = type(value)
+    # A class of C has a `__new__` of its own.
+    made: Any = SimpleNamespace() if kind is SimpleNamespace else object.__new__(kind)
     made.__dict__.update(zip(vars(value), items, strict=True))
     return made
 

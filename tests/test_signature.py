@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -140,3 +141,14 @@ def test_what_a_call_is_made_of_can_be_made_again() -> None:
 def test_an_object_that_holds_what_is_not_plain_is_refused() -> None:
     with pytest.raises(CaptureError, match=r"rotary\.keys\.0 is a function"):
         signature.bind((torch.zeros(1), Cache([forward])), {})
+
+
+def test_a_namespace_is_a_container() -> None:
+    def forward(options: SimpleNamespace) -> Tensor:
+        return options.x
+
+    options = SimpleNamespace(x=torch.zeros(2), name="a")
+    call = CallSignature(forward).bind((options,), {})
+    rebuilt = with_tensors(call, [torch.ones(2)])["options"]
+    assert (rebuilt.name, rebuilt.x.tolist()) == ("a", [1.0, 1.0])
+    assert options.x.tolist() == [0.0, 0.0]
